@@ -104,7 +104,7 @@ async def ask(page: Page, prompt: str, **fields: str) -> None:
         if not await field.is_visible():
             await page.get_by_text("More settings").click()
         await field.fill(value)
-    await page.get_by_role("button", name="Make it").click()
+    await page.get_by_role("button", name="Make it", exact=True).click()
 
 
 async def open_job(card: Locator) -> None:
@@ -145,7 +145,7 @@ async def test_the_page_is_there_after_a_second_of_work_and_live_also_with_two_h
         await page.evaluate("location.hash = 'runs-7'")
         await expect(page.locator("#job-runs-7")).to_be_focused()
         await expect(page.locator("#job-runs-7 h3")).to_be_in_viewport()
-        await expect(page.get_by_role("button", name="All 200")).to_have_attribute("aria-pressed", "true")
+        await expect(page.get_by_role("button", name="All 200", exact=True)).to_have_attribute("aria-pressed", "true")
         assert fetched == [], "a song is fetched to be heard"
 
 
@@ -165,7 +165,7 @@ async def work_s(page: Page) -> float:
 
 
 async def only_shows(page: Page, button: str, state: str, count: int) -> None:
-    await page.get_by_role("button", name=button).click()
+    await page.get_by_role("button", name=button, exact=True).click()
     await expect(page.locator(".job:visible")).to_have_count(count)
     await expect(page.locator(f'.job[data-state="{state}"]:visible')).to_have_count(count)
 
@@ -207,12 +207,12 @@ async def test_a_waveform_is_drawn_a_song_plays_seeks_pauses_and_can_be_saved(
         before = await wave.evaluate(PAINTED)
         assert before["share"] > 0.2
         await holds(page, "document.querySelector('audio').currentTime > 0.5")
-        slider = page.get_by_role("slider", name="Position in the song")
+        slider = page.get_by_role("slider", name="Position in the song", exact=True)
         await slider.fill("25")
         await holds(page, "document.querySelector('audio').currentTime > 25")
         await expect(page.locator("#time")).to_contain_text("/ 1:00")
         assert (await wave.evaluate(PAINTED))["colours"] >= before["colours"]
-        await page.locator("#bar").get_by_role("button", name="Pause").click()
+        await page.locator("#bar").get_by_role("button", name="Pause", exact=True).click()
         await expect(page.locator("#bar").get_by_role("button", name="Play", exact=True)).to_be_visible()
         assert " of 1:00" in str(await slider.get_attribute("aria-valuetext"))
         await open_job(card)
@@ -230,7 +230,7 @@ async def test_without_a_mouse_a_song_can_be_ordered_heard_and_stopped(
     async with tab(listening.url) as browser:
         page = browser.page
         await page.keyboard.press("Tab")
-        await expect(page.get_by_role("link", name="Skip to the jobs")).to_be_focused()
+        await expect(page.get_by_role("link", name="Skip to the jobs", exact=True)).to_be_focused()
         for _ in range(4):  # over the language, the keys and the kind
             await page.keyboard.press("Tab")
         await page.keyboard.type(f"until={tmp_path / 'never'}")
@@ -261,9 +261,9 @@ async def test_from_the_form_a_keyboard_leads_to_the_player_and_the_download(
         await page.keyboard.type("by keyboard bytes=4000000")
         await page.get_by_label("Format").focus()
         await page.keyboard.type("WAV")
-        await page.get_by_role("button", name="Make it").focus()
+        await page.get_by_role("button", name="Make it", exact=True).focus()
         await page.keyboard.press("Enter")
-        await page.get_by_role("link", name="See it").focus()
+        await page.get_by_role("link", name="See it", exact=True).focus()
         await page.keyboard.press("Enter")
         card = job(page, "by keyboard bytes=4000000")
         await expect(card).to_be_focused()
@@ -306,7 +306,7 @@ async def test_every_control_has_a_name_every_text_has_contrast_and_every_id_is_
         await expect(page.locator("#job-names-expired")).to_be_visible()
         bar = page.locator("#job-names-runs progress")
         await expect(bar).to_have_attribute("aria-label", "Progress of slow jazz, brushed drums, double bass")
-        await page.get_by_role("button", name="Make it").click()
+        await page.get_by_role("button", name="Make it", exact=True).click()
         await page.locator("#job-names .play").click()
         await page.locator("#show-lyrics").click()
         for opener in await page.locator(".open").all():
@@ -341,7 +341,7 @@ async def test_words_of_strangers_stay_words(tab: OpenTab, listening: Listening,
             ),
         )
         card = page.locator("#job-hostile")
-        await expect(card.get_by_role("heading", name=tag)).to_be_visible()
+        await expect(card.get_by_role("heading", name=tag, exact=True)).to_be_visible()
         await open_job(card)
         await expect(card.locator(".lyrics")).to_have_text(tag)
         await expect(card.locator(".words dl")).to_contain_text(tag)
@@ -464,7 +464,7 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
         await expect(page.get_by_label("What should it sound like?")).to_have_value("one too many")
         await expect(job(page, "one too many")).to_have_count(0)
         for task_id in (*waiting, *running):
-            await page.locator(f"#job-{task_id}").get_by_role("button", name="Stop").click()
+            await page.locator(f"#job-{task_id}").get_by_role("button", name="Stop", exact=True).click()
         await asyncio.gather(*(page_client.until(task_id, "cancelled") for task_id in (*running, *waiting)))
         # The browser itself writes refused requests to the console.
         browser.expected = "503"
@@ -473,7 +473,7 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
 async def test_a_wrong_field_is_named_marked_and_focused(tab: OpenTab, listening: Listening) -> None:
     async with tab(listening.url) as browser:
         page = browser.page
-        await page.get_by_role("button", name="Make it").click()
+        await page.get_by_role("button", name="Make it", exact=True).click()
         await expect(page.locator("#answer")).to_have_text("Say what it should sound like.")
         await expect(page.get_by_label("What should it sound like?")).to_be_focused()
         await ask(page, "jazz", seed="seven")

@@ -69,10 +69,16 @@ async def test_of_several_songs_each_has_its_name_and_one_plays_at_a_time(
         songs = job(page, "several").locator(".song")
         await expect(songs).to_have_count(3)
         for number in (1, 2):
-            await songs.nth(number).get_by_role("button", name=f"Play song {number + 1} of 3: three takes").click()
+            await (
+                songs.nth(number)
+                .get_by_role("button", name=f"Play song {number + 1} of 3: three takes", exact=True)
+                .click()
+            )
             await expect(page.locator("#now")).to_have_text(f"three takes · song {number + 1} of 3")
             await reaches(page, 0.1)
-        await expect(songs.nth(1).get_by_role("button", name="Play song 2 of 3: three takes")).to_be_visible()
+        await expect(
+            songs.nth(1).get_by_role("button", name="Play song 2 of 3: three takes", exact=True)
+        ).to_be_visible()
         title = await browser.page.evaluate("navigator.mediaSession.metadata.title")
         assert title == "three takes"
 

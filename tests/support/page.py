@@ -108,7 +108,7 @@ def wav(tone: np.ndarray[Any, Any]) -> bytes:
 async def sent(page: Page, served: ServedPage) -> dict[str, Any]:
     """Send the form; returns what was published, without the id."""
     before = len(served.client.published)
-    await page.get_by_role("button", name="Make it").click()
+    await page.get_by_role("button", name="Make it", exact=True).click()
     await eventually(lambda: len(served.client.published) > before)
     return {name: value for name, value in served.client.published[-1].items() if name != "task_id"}
 

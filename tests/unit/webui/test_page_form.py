@@ -108,7 +108,7 @@ async def test_a_cover_needs_its_source_and_no_other_kind_sends_it(tab: OpenTab)
         served.complete("one", served.song("one"), request={"prompt": "the first one"})
         await page.get_by_label("What to make").select_option("cover")
         await fill(page, prompt="as a waltz")
-        await page.get_by_role("button", name="Make it").click()
+        await page.get_by_role("button", name="Make it", exact=True).click()
         await expect(page.locator("#answer")).to_contain_text("Name the job that the song is from.")
         await expect(page.get_by_label("Job id")).to_be_focused()
         await page.get_by_label("Job id").fill("one")
@@ -145,12 +145,12 @@ async def test_what_the_server_refuses_is_told_at_the_field(tab: OpenTab) -> Non
         page = browser.page
         await page.get_by_text("More settings").click()
         await fill(page, prompt="jazz", seed="seven")
-        await page.get_by_role("button", name="Make it").click()
+        await page.get_by_role("button", name="Make it", exact=True).click()
         await expect(page.locator("#answer")).to_contain_text("seed: ")
         await expect(page.get_by_label("Seed")).to_have_attribute("aria-invalid", "true")
         await expect(page.get_by_label("Seed")).to_be_focused()
         await fill(page, seed="", bpm="9")
-        await page.get_by_role("button", name="Make it").click()
+        await page.get_by_role("button", name="Make it", exact=True).click()
         await expect(page.get_by_label("Tempo, bpm")).to_be_focused()
         await expect(page.locator("#answer")).to_contain_text("tempo: ")
         browser.expected = "422"
@@ -164,7 +164,7 @@ async def test_an_edit_that_contradicts_itself_is_refused_beside_the_field_and_i
         await page.get_by_label("What to make").select_option("extend")
         await expect(page.get_by_label("Seconds after it")).to_have_value("30")
         await fill(page, source_task_id="one", extend_left_s="5")
-        await page.get_by_role("button", name="Make it").click()
+        await page.get_by_role("button", name="Make it", exact=True).click()
         after = page.get_by_label("Seconds after it")
         rule = (
             "“seconds before it” is given, too, and a repaint has one part: extend the song on one side, then "
@@ -194,14 +194,14 @@ async def test_a_field_without_a_control_is_refused_where_it_is_listed(tab: Open
         await page.locator("#job-mine .edit").click()
         await page.get_by_label("What to make").select_option("repaint")
         await fill(page, prompt="jazz", lyrics="", repainting_end="9")
-        await page.get_by_role("button", name="Make it").click()
+        await page.get_by_role("button", name="Make it", exact=True).click()
         await expect(page.get_by_label("To second").first).to_be_focused()
         await expect(page.get_by_label("To second").first).to_have_accessible_description(
             "“replace lines” sets it: give one of the two"
         )
         await fill(page, source_task_id="one", repainting_end="", lyrics="lo")
         await page.get_by_label("What to make").select_option("extend")
-        await page.get_by_role("button", name="Make it").click()
+        await page.get_by_role("button", name="Make it", exact=True).click()
         await expect(page.locator("#extra .wrong")).to_contain_text("is given, too")
         assert served.client.published == []
 

@@ -91,13 +91,13 @@ async def test_the_list_is_filtered_by_words_and_by_favourites_which_are_remembe
             await page.get_by_label("Filter by words").fill("polka")
             await expect(page.locator("#nothing")).to_have_text("No job matches.")
             await page.get_by_label("Filter by words").fill("")
-            await row(page, "folk").get_by_role("button", name="Favourite: acoustic folk").click()
-            await page.get_by_role("button", name="Favourites 1").click()
+            await row(page, "folk").get_by_role("button", name="Favourite: acoustic folk", exact=True).click()
+            await page.get_by_role("button", name="Favourites 1", exact=True).click()
             assert await shown(page) == ["folk"]
             await page.reload()
-            await page.get_by_role("button", name="Favourites 1").click()
+            await page.get_by_role("button", name="Favourites 1", exact=True).click()
             assert await shown(page) == ["folk"]
-            star = row(page, "folk").get_by_role("button", name="Favourite: acoustic folk")
+            star = row(page, "folk").get_by_role("button", name="Favourite: acoustic folk", exact=True)
             await expect(star).to_have_attribute("aria-pressed", "true")
             await star.click()
             await expect(page.locator("#nothing")).to_have_text("No job matches.")
@@ -143,7 +143,7 @@ async def test_a_waiting_job_says_its_place_and_the_time_until_its_songs(tab: Op
         async with tab(served.url) as browser:
             page = browser.page
             await page.get_by_label("What should it sound like?").fill("mine")
-            await page.get_by_role("button", name="Make it").click()
+            await page.get_by_role("button", name="Make it", exact=True).click()
             doing = page.locator(".job .doing")
             await expect(doing).to_have_text("number 3 in the queue · ready in about 4 min")
             served.start("theirs")
@@ -167,7 +167,7 @@ async def test_what_the_broker_has_not_got_is_not_said_to_wait(tab: OpenTab) -> 
             )
             served.client.refusal = Unreachable("the broker is out of reach")
             await page.get_by_label("What should it sound like?").fill("another")
-            await page.get_by_role("button", name="Make it").click()
+            await page.get_by_role("button", name="Make it", exact=True).click()
             await expect(page.locator("#answer")).to_contain_text("sending it again is safe")
             browser.expected = "502"
 
@@ -179,8 +179,8 @@ async def test_a_song_that_plays_and_favourites_outlast_many_later_ones(tab: Ope
         served.complete("neither", served.song("neither"))
         async with tab(served.url) as browser:
             page = browser.page
-            await row(page, "loved").get_by_role("button", name="Favourite: loved").click()
-            await row(page, "heard").get_by_role("button", name="Play heard").click()
+            await row(page, "loved").get_by_role("button", name="Favourite: loved", exact=True).click()
+            await row(page, "heard").get_by_role("button", name="Play heard", exact=True).click()
             for number in range(160):
                 served.complete(f"later-{number}", served.song(f"later-{number}", seconds=0.1))
                 if number % 80 == 79:  # the board holds a hundred, and the page reads them in time

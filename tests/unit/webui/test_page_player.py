@@ -36,11 +36,11 @@ async def test_a_song_plays_in_the_bar_whose_keys_and_slider_seek(tab: OpenTab) 
         async with tab(served.url) as browser:
             page = browser.page
             await expect(page.locator("#bar")).to_be_hidden()
-            await row(page, "batch").get_by_role("button", name="Play batch").click()
+            await row(page, "batch").get_by_role("button", name="Play batch", exact=True).click()
             await expect(page.locator("#now")).to_have_text("batch · song 1 of 3")
             await holds(page, f"{PLAYS} && document.querySelector('#audio').currentTime > 0.2")
-            await expect(row(page, "batch").get_by_role("button", name="Pause batch").first).to_be_visible()
-            await page.get_by_role("slider", name="Position in song 1 of 3: batch").fill("12")
+            await expect(row(page, "batch").get_by_role("button", name="Pause batch", exact=True).first).to_be_visible()
+            await page.get_by_role("slider", name="Position in song 1 of 3: batch", exact=True).fill("12")
             assert await time(page) >= 12
             await expect(page.locator("#time")).to_contain_text("0:12 / 0:30")
             await page.locator("h1").click()
@@ -59,7 +59,7 @@ async def test_songs_of_a_job_are_one_key_away_at_the_same_position(tab: OpenTab
         batch(served)
         async with tab(served.url) as browser:
             page = browser.page
-            await row(page, "batch").get_by_role("button", name="Play batch").click()
+            await row(page, "batch").get_by_role("button", name="Play batch", exact=True).click()
             await page.get_by_role("slider", name="Position in").fill("10")
             await holds(page, "document.querySelector('#audio').currentTime > 10")
             await page.locator("h1").click()
@@ -70,7 +70,7 @@ async def test_songs_of_a_job_are_one_key_away_at_the_same_position(tab: OpenTab
             assert await time(page) < 20
             await page.keyboard.press("b")
             await expect(page.locator("#now")).to_have_text("batch · song 3 of 3")
-            second = page.get_by_role("button", name="Switch to song 2 of 3, score 0.70")
+            second = page.get_by_role("button", name="Switch to song 2 of 3, score 0.70", exact=True)
             await expect(second).to_have_text("2 · 0.70")
             await second.click()
             await expect(second).to_have_attribute("aria-pressed", "true")
@@ -84,20 +84,20 @@ async def test_the_next_song_follows_by_itself_unless_one_is_looped_or_that_is_t
             served.complete(name, served.song(name, seconds=1))
         async with tab(served.url) as browser:
             page = browser.page
-            await row(page, "first").get_by_role("button", name="Play first").click()
+            await row(page, "first").get_by_role("button", name="Play first", exact=True).click()
             await holds(page, f"{SOURCE} === '/audio/third/0'")  # after the second one
             await holds(page, "document.querySelector('#audio').ended")
-            await page.get_by_role("button", name="Loop").click()
-            await row(page, "second").get_by_role("button", name="Play second").click()
+            await page.get_by_role("button", name="Loop", exact=True).click()
+            await row(page, "second").get_by_role("button", name="Play second", exact=True).click()
             await holds(page, "document.querySelector('#audio').currentTime > 0.8")
             await holds(page, f"document.querySelector('#audio').currentTime < 0.5 && {SOURCE} === '/audio/second/0'")
-            await page.get_by_role("button", name="Play on").click()
-            await page.get_by_role("button", name="Loop").click()
+            await page.get_by_role("button", name="Play on", exact=True).click()
+            await page.get_by_role("button", name="Loop", exact=True).click()
             await holds(page, "document.querySelector('#audio').ended")
             assert await page.evaluate(SOURCE) == "/audio/second/0"
-            await page.get_by_role("button", name="Next song").click()
+            await page.get_by_role("button", name="Next song", exact=True).click()
             await holds(page, f"{SOURCE} === '/audio/third/0'")
-            await page.get_by_role("button", name="Previous song").click()
+            await page.get_by_role("button", name="Previous song", exact=True).click()
             await holds(page, f"{SOURCE} === '/audio/second/0'")
 
 
@@ -106,15 +106,17 @@ async def test_volume_loop_and_what_follows_are_remembered(tab: OpenTab) -> None
         served.complete("one", served.song("one"))
         async with tab(served.url) as browser:
             page = browser.page
-            await row(page, "one").get_by_role("button", name="Play one").click()
-            await page.get_by_role("slider", name="Volume").fill("0.3")
-            await page.get_by_role("button", name="Loop").click()
-            await page.get_by_role("button", name="Play on").click()
+            await row(page, "one").get_by_role("button", name="Play one", exact=True).click()
+            await page.get_by_role("slider", name="Volume", exact=True).fill("0.3")
+            await page.get_by_role("button", name="Loop", exact=True).click()
+            await page.get_by_role("button", name="Play on", exact=True).click()
             await page.reload()
-            await row(page, "one").get_by_role("button", name="Play one").click()
+            await row(page, "one").get_by_role("button", name="Play one", exact=True).click()
             assert await page.evaluate("document.querySelector('#audio').volume") == pytest.approx(0.3)
             assert await page.evaluate("document.querySelector('#audio').loop")
-            await expect(page.get_by_role("button", name="Play on")).to_have_attribute("aria-pressed", "false")
+            await expect(page.get_by_role("button", name="Play on", exact=True)).to_have_attribute(
+                "aria-pressed", "false"
+            )
 
 
 async def test_jobs_that_come_do_not_move_the_song_that_plays(tab: OpenTab) -> None:
@@ -124,7 +126,7 @@ async def test_jobs_that_come_do_not_move_the_song_that_plays(tab: OpenTab) -> N
         async with tab(served.url, viewport={"width": 1200, "height": 700}) as browser:
             page = browser.page
             playing = row(page, "old-36")
-            await playing.get_by_role("button", name="Play old-36").click()
+            await playing.get_by_role("button", name="Play old-36", exact=True).click()
             await holds(page, PLAYS)
             before = await playing.bounding_box()
             assert before is not None
@@ -155,7 +157,7 @@ async def test_a_waveform_comes_from_the_event_and_a_song_is_fetched_only_to_be_
             await expect(row(page, "song-0").locator(".small-wave[data-drawn]")).to_be_visible()
             assert fetched == []
             await expect(row(page, "bare").locator(".small-wave")).to_be_hidden()
-            await row(page, "bare").get_by_role("button", name="Play bare").click()
+            await row(page, "bare").get_by_role("button", name="Play bare", exact=True).click()
             await expect(page.locator("#wave[data-drawn]")).to_be_visible()  # decoded here
             assert {url.rpartition("/audio/")[2] for url in fetched} == {"bare/0"}
 
@@ -170,14 +172,14 @@ async def test_shortcuts_are_listed_and_can_be_turned_off_and_fields_keep_their_
             await expect(page.locator("#bar")).to_be_hidden()
             await page.locator("h1").click()
             await page.keyboard.press("?")
-            await expect(page.get_by_role("dialog", name="Keys")).to_contain_text("Play or pause")
+            await expect(page.get_by_role("dialog", name="Keys", exact=True)).to_contain_text("Play or pause")
             await page.get_by_label("Use these keys").uncheck()
             await page.keyboard.press("Escape")
             await page.keyboard.press("k")
             await expect(page.locator("#bar")).to_be_hidden()
-            await page.get_by_role("button", name="Keys").click()
+            await page.get_by_role("button", name="Keys", exact=True).click()
             await page.get_by_label("Use these keys").check()
-            await page.get_by_role("dialog").get_by_role("button", name="Close").click()
+            await page.get_by_role("dialog").get_by_role("button", name="Close", exact=True).click()
             await page.locator("h1").click()
             await page.keyboard.press("k")
             await holds(page, PLAYS)
@@ -192,9 +194,9 @@ async def test_a_song_that_cannot_be_heard_says_why_in_the_bar(tab: OpenTab) -> 
         async with tab(served.url) as browser:
             page = browser.page
             browser.expected = "404"
-            await row(page, "deleted").get_by_role("button", name="Play deleted").click()
+            await row(page, "deleted").get_by_role("button", name="Play deleted", exact=True).click()
             await expect(page.locator("#trouble")).to_contain_text("was deleted")
-            await row(page, "strange").get_by_role("button", name="Play strange").click()
+            await row(page, "strange").get_by_role("button", name="Play strange", exact=True).click()
             await expect(page.locator("#trouble")).to_contain_text("This browser cannot play X. Download the song")
             await expect(page.locator("#toggle")).to_be_disabled()
 
@@ -205,15 +207,15 @@ async def test_a_keyboard_reaches_the_bar_at_once_and_no_focus_is_under_it(tab: 
             served.complete(f"song-{number}", served.song(f"song-{number}"))
         async with tab(served.url, viewport={"width": 1200, "height": 600}) as browser:
             page = browser.page
-            await row(page, "song-29").get_by_role("button", name="Play song-29").click()
+            await row(page, "song-29").get_by_role("button", name="Play song-29", exact=True).click()
             await page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
             await row(page, "song-25").locator(".play").focus()
             for _ in range(20):
                 await page.keyboard.press("Tab")
                 bar = "document.querySelector('#bar').getBoundingClientRect().top"
                 assert await page.evaluate(f"document.activeElement.getBoundingClientRect().bottom <= {bar}")
-            skip = page.get_by_role("link", name="Skip to the player")
+            skip = page.get_by_role("link", name="Skip to the player", exact=True)
             await skip.focus()
             await page.keyboard.press("Enter")
             await page.keyboard.press("Tab")
-            await expect(page.get_by_role("button", name="Previous song")).to_be_focused()
+            await expect(page.get_by_role("button", name="Previous song", exact=True)).to_be_focused()

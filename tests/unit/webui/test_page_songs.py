@@ -45,7 +45,7 @@ async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_c
         served.complete("sung", served.song("sung", lyrics=LYRICS))
         async with tab(served.url) as browser:
             page = browser.page
-            await row(page, "sung").get_by_role("button", name="Play sung").click()
+            await row(page, "sung").get_by_role("button", name="Play sung", exact=True).click()
             await page.locator("#bar").get_by_role("button", name="Lyrics").click()
             lines = page.get_by_role("list", name="Lines").get_by_role("listitem")
             await expect(lines).to_have_text([str(line["text"]) for line in LYRICS])
@@ -55,14 +55,14 @@ async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_c
             await holds(page, "document.querySelectorAll('#sung [aria-current] .sung').length === 2")
             await expect(current).to_have_text("Rain on the avenue")
             await expect(page.locator("#sung [aria-current] .sung").last).to_have_text("on")
-            await page.get_by_role("button", name="夜の街").click()
+            await page.get_by_role("button", name="夜の街", exact=True).click()
             await expect(current).to_have_text("夜の街")
             assert await page.evaluate("document.querySelector('#audio').currentTime") >= 9
             await page.keyboard.press("ArrowUp")
             await page.keyboard.press("Enter")
             await expect(current).to_have_text("<b>Neon</b> in the glass")
             assert await page.locator("#sung b").count() == 0
-            await page.get_by_role("button", name="Close").click()
+            await page.get_by_role("button", name="Close", exact=True).click()
             await expect(page.locator("#lyrics-panel")).to_be_hidden()
             await page.locator("#bar").get_by_role("button", name="Lyrics").click()
             await page.keyboard.press("Escape")
@@ -76,11 +76,11 @@ async def test_without_times_the_plain_lyrics_are_beside_the_player(tab: OpenTab
         served.complete("silent", served.song("silent"))
         async with tab(served.url) as browser:
             page = browser.page
-            await row(page, "plain").get_by_role("button", name="Play plain").click()
+            await row(page, "plain").get_by_role("button", name="Play plain", exact=True).click()
             await page.keyboard.press("y")
             await expect(page.locator("#plain-lyrics")).to_have_text("[verse]\nla <i>la</i>")
             await expect(page.locator("#lyrics-note")).to_contain_text("Without times")
-            await row(page, "silent").get_by_role("button", name="Play silent").click()
+            await row(page, "silent").get_by_role("button", name="Play silent", exact=True).click()
             await expect(page.locator("#lyrics-note")).to_have_text("This song has no lyrics.")
             await expect(page.locator("#plain-lyrics")).to_be_hidden()
 
@@ -96,7 +96,7 @@ async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_pla
         async with tab(served.url) as browser:
             page = browser.page
             await opened(page, "best")
-            table = row(page, "best").get_by_role("table", name="Candidates and their scores")
+            table = row(page, "best").get_by_role("table", name="Candidates and their scores", exact=True)
             await expect(table.get_by_role("columnheader")).to_have_text(
                 ["Song", "Seed", "Score", "lyrics sung", "clipping (share)", "noise (dB)"]
             )
@@ -105,7 +105,7 @@ async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_pla
                 ["song 1 of 2", str(2**62), "0.91", "0.9", "0.00123", "–"]
             )
             await expect(rows.nth(2).get_by_role("cell")).to_have_text(["not kept", "9", "0.13", "–", "0", "-13.4"])
-            await table.get_by_role("button", name="song 2 of 2").click()
+            await table.get_by_role("button", name="song 2 of 2", exact=True).click()
             await expect(page.locator("#now")).to_have_text("best · song 2 of 2")
             await expect(page.locator("#versions")).to_contain_text("2 · 0.70")
 
@@ -151,7 +151,7 @@ async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays(tab: Ope
             page = browser.page
             await row(page, "one").locator(".open").focus()
             await page.keyboard.press("Enter")
-            await row(page, "one").get_by_role("button", name="Play the song: one").focus()
+            await row(page, "one").get_by_role("button", name="Play the song: one", exact=True).focus()
             await page.keyboard.press("Enter")
             await page.get_by_role("slider", name="Position in").fill("20")
             await page.keyboard.press("k")
@@ -179,7 +179,7 @@ async def test_a_song_is_the_source_of_another(tab: OpenTab, action: str, label:
         async with tab(served.url) as browser:
             page = browser.page
             await opened(page, "two")
-            await row(page, "two").get_by_role("button", name=f"{action}: song 2 of 2: jazz").click()
+            await row(page, "two").get_by_role("button", name=f"{action}: song 2 of 2: jazz", exact=True).click()
             await expect(page.get_by_label(label)).to_be_focused()
             published = await sent(page, served)
             assert published == made | {"source_task_id": "two", "source_index": 1, "audio_format": "mp3"}
@@ -231,7 +231,7 @@ async def test_a_request_is_edited_with_every_field_also_those_without_a_control
                 "guidance_scale": 5,
                 "audio_format": "mp3",
             }
-            await page.get_by_role("button", name="Leave these out").click()
+            await page.get_by_role("button", name="Leave these out", exact=True).click()
             assert "guidance_scale" not in await sent(page, served)
 
 
@@ -243,7 +243,7 @@ async def test_the_family_of_a_song_is_linked_in_both_directions(tab: OpenTab) -
         async with tab(served.url) as browser:
             page = browser.page
             await opened(page, "parent")
-            await row(page, "parent").get_by_role("link", name="its cover").click()
+            await row(page, "parent").get_by_role("link", name="its cover", exact=True).click()
             await expect(row(page, "child")).to_be_focused()
             await opened(page, "child")
             await expect(row(page, "child").locator(".family")).to_contain_text("Made from: the first one")
@@ -265,7 +265,7 @@ async def test_a_job_without_words_is_called_by_the_job_that_it_is_made_from(tab
         await expect(title).to_have_text("Stems of song")
         served.complete("song", served.song("song"), request={"prompt": "slow jazz"})
         await expect(title).to_have_text("Stems of slow jazz")
-        await row(page, "parts").get_by_role("button", name="Play Stems of slow jazz").click()
+        await row(page, "parts").get_by_role("button", name="Play Stems of slow jazz", exact=True).click()
         await expect(page.locator("#now")).to_have_text("Stems of slow jazz")
         longer = GenerationRequest(source_task_id="song", extend_right_s=30)
         served.board.add_request("longer", longer)
@@ -304,7 +304,7 @@ async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over(ta
             asked = {"source_task_id": "first", "source_index": 0, "variation": 0.25, "audio_format": "flac"}
             assert again == asked
             await opened(page, "whole")
-            await expect(row(page, "whole").get_by_role("button", name="Make final")).to_be_hidden()
+            await expect(row(page, "whole").get_by_role("button", name="Make final", exact=True)).to_be_hidden()
 
 
 async def test_stems_are_asked_of_a_base_model_where_a_worker_has_one(tab: OpenTab) -> None:
@@ -316,6 +316,6 @@ async def test_stems_are_asked_of_a_base_model_where_a_worker_has_one(tab: OpenT
             page = browser.page
             await expect(page.locator("#models option")).to_have_count(2)
             await opened(page, "one")
-            await row(page, "one").get_by_role("button", name="Stems: the song: one").click()
+            await row(page, "one").get_by_role("button", name="Stems: the song: one", exact=True).click()
             published = await sent(page, served)
             assert (published["stems"], published["model"]) == (True, "acestep-v15-base")
