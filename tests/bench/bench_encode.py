@@ -168,7 +168,7 @@ def main() -> int:
     """Measure every format, old and new; print a table, or JSON."""
     arguments = _parser().parse_args()
     costs = []
-    with encoders(arguments.at_once) as (pool, cpu_s):
+    with encoders(usable_cores()) as (pool, cpu_s):
         for sound in arguments.sounds:
             samples = sound_of(sound, arguments.seconds)
             for name in arguments.formats:

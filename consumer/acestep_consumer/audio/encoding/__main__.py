@@ -74,7 +74,8 @@ def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
         song = _shared((request["channels"], request["samples"]), samples)
         if "path" not in request:
             return {"measures": measures_of(song, request["sample_rate"])}
-        levels = write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
+        wanted = Format(**request["format"])
+        levels = write_song(song, Path(request["path"]), wanted, request["sample_rate"], request["threads"])
     except EncodingFailed as error:
         cause = error.__cause__
         return {"failure": str(error), "errno": cause.errno if isinstance(cause, OSError) else None}

@@ -9,12 +9,15 @@ from typing import cast
 
 import av
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
+from av.codec.context import CodecContext
 from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.encoding import lame
+from acestep_consumer.audio.encoding.flac import append_frames
 from acestep_consumer.audio.encoding.loudness import gain_db, measure
 from acestep_consumer.audio.encoding.tags import add_id3_chunk, id3
 from acestep_consumer.audio.formats import Format
@@ -30,8 +33,10 @@ class EncodingFailed(Exception):
     """The file cannot be written; the text is public. It is raised from the encoder's error, if there is one."""
 
 
-def write_song(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:
+def write_song(samples: Samples, path: Path, wanted: Format, sample_rate: int, threads: int = 1) -> Levels | None:
     """Write float samples of shape [channels, n], 1 or 2 channels, full scale 1.0.
+
+    ``threads``: at most so many encode; the file is the same with any number of them. Only FLAC uses more than one.
 
     Returns the song's levels where the format names a loudness that it is brought to. A file that cannot be completed
     is removed.
@@ -45,6 +50,8 @@ def write_song(samples: Samples, path: Path, wanted: Format, sample_rate: int) -
         samples, reached = _levelled(samples, wanted, sample_rate)
         if wanted.codec == "libmp3lame" and lame.library() is not None:
             _write_by_lame(samples, path, wanted, sample_rate)
+        elif wanted.codec == "flac" and threads > 1:
+            _write_flac(samples, path, wanted, sample_rate, threads)
         else:
             write_by_ffmpeg(samples, path, wanted, sample_rate)
         if wanted.container == "wav":
@@ -66,17 +73,41 @@ def _levelled(samples: Samples, wanted: Format, sample_rate: int) -> tuple[Sampl
 
 def write_by_ffmpeg(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
     """Write a file with the encoder of FFmpeg that the format names."""
-    layout = _LAYOUTS[samples.shape[0]]
     with _opened(path, wanted) as container:
-        rate = wanted.sample_rate or sample_rate
-        stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
-        if wanted.bit_rate:
-            stream.bit_rate = wanted.bit_rate
-        if wanted.compression_level:
-            stream.options = {"compression_level": wanted.compression_level}
+        stream = _add_stream(container, samples, wanted, sample_rate)
         for frame in frames_of(samples, sample_rate):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def _write_flac(samples: Samples, path: Path, wanted: Format, sample_rate: int, threads: int) -> None:
+    with _opened(path, wanted) as container:
+        stream = _add_stream(container, samples, wanted, sample_rate)
+        container.start_encoding()
+
+    def open_encoder() -> AudioCodecContext:
+        encoder = cast("AudioCodecContext", CodecContext.create(wanted.codec, "w"))
+        encoder.sample_rate, encoder.layout, encoder.format = stream.sample_rate, stream.layout, stream.format
+        encoder.open()
+        return encoder
+
+    append_frames(
+        path,
+        lambda first, last: frames_of(samples[:, first:last], sample_rate),
+        samples.shape[1],
+        threads,
+        open_encoder,
+    )
+
+
+def _add_stream(container: OutputContainer, samples: Samples, wanted: Format, sample_rate: int) -> AudioStream:
+    rate, layout = wanted.sample_rate or sample_rate, _LAYOUTS[samples.shape[0]]
+    stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
+    if wanted.bit_rate:
+        stream.bit_rate = wanted.bit_rate
+    if wanted.compression_level:
+        stream.options = {"compression_level": wanted.compression_level}
+    return stream
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
@@ -39,6 +39,12 @@ MOST_ENCODERS: Final = 16
 
 TRIES: Final = 2
 """Encoders that may die of a song before its job fails."""
+
+MOST_THREADS: Final = 4
+"""Threads for one FLAC file, where no other song needs their cores. With more, its MD5 takes longer than encoding."""
+
+_SLOTS_A_SPARE = 4
+"""One slot in so many may be an additional thread of a song: all its threads take half as much time again as one."""
 
 LONGEST_S: Final = 600.0
 """Time after which an encoder counts as hung. The slowest format takes 16 seconds for a song of 300 on an idle core."""
@@ -75,6 +81,7 @@ class EncoderPool:
         self.size = size
         self._command = command
         self._slots = threading.BoundedSemaphore(size)
+        self._spare = threading.BoundedSemaphore(size // _SLOTS_A_SPARE)
         self._lock = threading.Lock()
         self._idle: list[_EncoderProcess] = []
 
@@ -137,11 +144,27 @@ class EncoderPool:
         finally:
             self._slots.release()
 
+    @contextmanager
+    def _spare_slots(self, wanted: Format) -> Iterator[int]:
+        """Take slots for additional threads of one song, where nobody has them; yields how many."""
+        with ExitStack() as taken:
+            spare = 0
+            while wanted.codec == "flac" and spare < MOST_THREADS - 1 and self._take_spare(taken):
+                spare += 1
+            yield spare
+
+    def _take_spare(self, taken: ExitStack) -> bool:
+        for semaphore in (self._spare, self._slots):
+            if not semaphore.acquire(blocking=False):
+                return False
+            taken.callback(semaphore.release)
+        return True
+
     def _write(self, stopped: Stopped, samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:
         request = _request(samples, sample_rate) | {"path": str(path), "format": asdict(wanted)}
-        with _SharedSamples(samples) as shared:
+        with _SharedSamples(samples) as shared, self._spare_slots(wanted) as spare:
             try:
-                answer = self._ask(request, shared.number, stopped)
+                answer = self._ask(request | {"threads": 1 + spare}, shared.number, stopped)
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,17 @@ from tests.support.waiting import WITHIN_S
 
 RATE = 48_000
 SONG = music(0.5)
+
+WRITES_THREADS = """
+import json, socket, sys
+pipe = socket.socket(fileno=int(sys.argv[1]))
+asked = json.loads(socket.recv_fds(pipe, 9_999, 1)[0])
+with open(asked["path"], "w") as file:
+    file.write(str(asked["threads"]))
+pipe.sendall(b'{"levels": null}\\n')
+pipe.recv(1)
+"""
+"""An encoder that writes into the file, in place of a song, how many threads it may use."""
 
 
 def never() -> bool:
@@ -84,6 +96,37 @@ def test_a_file_is_the_one_that_this_process_would_write(name: str, pool: Encode
     assert alike if wanted.path.suffix in {".ogg", ".opus"} else found.path.read_bytes() == wanted.path.read_bytes()
     assert (found.duration_s, found.channels, found.sample_rate) == (0.5, 2, RATE)
     assert open_memory() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "threads"),
+    [("flac", 0, 4), ("flac", 13, 3), ("flac", 15, 1), ("mp3", 0, 1)],
+    ids=["one song", "two cores left", "as many songs as cores", "a format that one thread writes"],
+)
+def test_flac_has_the_threads_of_cores_that_no_other_song_needs(
+    name: str, others: int, threads: int, tmp_path: Path
+) -> None:
+    pool = EncoderPool(16, [sys.executable, "-c", WRITES_THREADS])
+    try:
+        with ExitStack() as held:
+            for _ in range(others):
+                held.enter_context(pool.slot(never))
+            with pool.slot(never) as encode:
+                assert encode(SONG, tmp_path / "song", name, RATE).path.read_text() == str(threads)
+        with ExitStack() as held:  # each slot is free again
+            for _ in range(pool.size):
+                held.enter_context(pool.slot(never))
+    finally:
+        pool.close()
+
+
+def test_no_more_than_a_quarter_of_the_cores_are_additional_threads(tmp_path: Path) -> None:
+    pool = EncoderPool(8, [sys.executable, "-c", WRITES_THREADS])
+    try:
+        with pool.slot(never) as first, pool.slot(never):
+            assert first(SONG, tmp_path / "song", "flac", RATE).path.read_text() == "3"
+    finally:
+        pool.close()
 
 
 def test_measures_are_those_that_this_process_would_find(pool: EncoderPool) -> None:
