@@ -13,7 +13,9 @@ from acestep_consumer.commands.base import print_client_error
 from acestep_consumer.config.exit_codes import MEANINGS, Exit, listed
 from tests.support.command import run_command
 
-DOCUMENT = Path(__file__).parents[3] / "infra/docs/operations.md"
+ROOT = Path(__file__).parents[3]
+DOCUMENT = ROOT / "infra/docs/operations.md"
+README = ROOT / "README.md"
 
 
 def help_of(*arguments: str) -> str:
@@ -36,6 +38,12 @@ def test_the_help_lists_every_code() -> None:
 def test_the_documentation_lists_the_same_codes() -> None:
     rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE))
     assert rows == {f"{code:d}": meaning for code, meaning in MEANINGS.items()}
+
+
+def test_the_readme_names_every_code_in_order() -> None:
+    readme = " ".join(README.read_text(encoding="utf-8").split())
+    _, _, line = readme.partition("[Exit codes](infra/docs/operations.md#command-line): ")
+    assert re.findall(r"(?:^|, )(\d+) ", line.partition(". ")[0]) == [f"{code:d}" for code in MEANINGS]
 
 
 def test_the_line_begins_with_success() -> None:
