@@ -4,7 +4,7 @@
 import pytest
 
 from acestep_consumer.domain.errors import InvalidRequest
-from acestep_consumer.webui.job_view import request_shown
+from acestep_consumer.webui.job_request import plain
 from acestep_consumer.webui.server import read_form
 from acestep_schemas.request import RequestInvalid
 
@@ -51,7 +51,7 @@ def test_a_request_is_sent_again_with_every_field_that_it_had() -> None:
     }
     body, request = read_form(asked)
     assert {name: value for name, value in body.items() if name != "task_id"} == asked
-    shown = request_shown(request)
+    shown = plain(request)
     assert {name: shown[name] for name in asked if name != "lora"} == {n: v for n, v in asked.items() if n != "lora"}
     assert read_form({**shown, "lora": asked["lora"]})[1].bpm == 90
 
