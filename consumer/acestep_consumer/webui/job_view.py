@@ -21,6 +21,7 @@ from acestep_schemas.events import (
     Completed,
     Edit,
     ErrorReport,
+    FileObject,
     JobCompleted,
     JobEvent,
     JobProgress,
@@ -38,6 +39,8 @@ _MAX_LINES: Final = 2_000
 _T = TypeVar("_T")
 State = Literal["waiting", "running", "completed", "failed", "rejected", "cancelled", "expired"]
 
+# Known by name: what an event says of a type could make a browser run the file.
+_LYRIC_TYPES: Final = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -77,7 +80,8 @@ class SongView(BaseModel):
     """A song as the page needs it.
 
     ``seed`` is text, because JavaScript rounds numbers above 2^53. ``peaks`` as in ``Audio``; empty: none. ``track`` is
-    a stem's class. ``latents``: they are kept, so that a song made from this one starts from them.
+    a stem's class. ``latents``: they are kept, so that a song made from this one starts from them. ``lyric_files`` are
+    the kinds that there are.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -95,6 +99,7 @@ class SongView(BaseModel):
     lyric_score: float | None = None
     track: str = ""
     latents: bool = False
+    lyric_files: tuple[str, ...] = ()
 
 
 _LYRICS: Final = TypeAdapter(Annotated[tuple[LineView, ...], Field(max_length=_MAX_LINES)])
@@ -183,14 +188,22 @@ def with_request(view: JobView, request: GenerationRequest) -> JobView:
     return view.model_copy(update={"request": shown, "codes": codes, "asked": request})
 
 
-def file_name(task_id: str, audio: Audio) -> str:
-    """Return a file name to save the song under, without characters that an event could misuse."""
-    return _UNSAFE.sub("_", f"{task_id}-{PurePosixPath(audio.uri).name}")
+def file_name(task_id: str, file: Audio | FileObject) -> str:
+    """Return a file name to save it under, without characters that an event could misuse."""
+    return _UNSAFE.sub("_", f"{task_id}-{PurePosixPath(file.uri).name}")
 
 
-def content_type_of(audio: Audio) -> str:
-    """Return the song's media type by its format: the type in an event could make a browser run it."""
-    return FORMATS[audio.format].content_type if audio.format in FORMATS else _UNKNOWN_TYPE
+def content_type_of(file: Audio | FileObject) -> str:
+    """Return the media type of a song by its format, and of lyrics by their name."""
+    if isinstance(file, FileObject):
+        return _LYRIC_TYPES.get(PurePosixPath(file.uri).suffix[1:], _UNKNOWN_TYPE)
+    return FORMATS[file.format].content_type if file.format in FORMATS else _UNKNOWN_TYPE
+
+
+def lyric_files(audio: Audio) -> dict[str, FileObject]:
+    """Return the files beside a song that hold its lyrics with times, by their kind: ``lrc``, ``vtt``."""
+    files = ((kind, getattr(audio.files, kind, None)) for kind in _LYRIC_TYPES)
+    return {kind: file for kind, file in files if file is not None}
 
 
 def _is_outdated(view: JobView, event: JobStarted) -> bool:
@@ -278,6 +291,7 @@ def _song(task_id: str, audio: Audio) -> SongView:
         lyric_score=_finite(audio.lyric_score),
         track=(audio.track or "")[:100],
         latents=bool(audio.files and audio.files.latents),
+        lyric_files=tuple(lyric_files(audio)),
     )
 
 

@@ -102,6 +102,7 @@ class PageServer:
         yield "GET", "/options", self._options
         yield "GET", "/songs.zip", self._archive
         yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}", self._audio
+        yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}/{{kind:lrc|vtt}}", self._lyrics
         yield "GET", f"/jobs/{_TASK_ID}/request", self._request
         yield "POST", "/jobs", self._submit
         yield "POST", f"/jobs/{_TASK_ID}/cancel", self._cancel
@@ -142,6 +143,14 @@ class PageServer:
             audio = await self._songs.find(task_id, index)
             name = file_name(task_id, audio) if "download" in request.query else None
             return await self._songs.send(request, audio, name)
+        except SongUnavailable as error:
+            return web.Response(status=error.status, text=f"{error}\n")
+
+    async def _lyrics(self, request: web.Request) -> web.StreamResponse:
+        task_id, index = request.match_info["task_id"], int(request.match_info["index"])
+        try:
+            file = await self._songs.find_lyrics(task_id, index, request.match_info["kind"])
+            return await self._songs.send(request, file, file_name(task_id, file))
         except SongUnavailable as error:
             return web.Response(status=error.status, text=f"{error}\n")
 

@@ -3,6 +3,7 @@
 
 import json
 import shlex
+import zipfile
 from typing import Any
 
 import pytest
@@ -233,6 +234,41 @@ async def test_a_request_is_edited_with_every_field_also_those_without_a_control
             }
             await page.get_by_role("button", name="Leave these out", exact=True).click()
             assert "guidance_scale" not in await sent(page, served)
+
+
+async def test_lyrics_with_times_are_downloaded_beside_a_song_and_in_the_archive_of_all(tab: OpenTab) -> None:
+    async with served_page() as served:
+        served.complete("sung", served.song("sung", lyrics=LYRICS, files=served.lyric_files("sung")))
+        away = served.song("away", files=served.lyric_files("away", folder="sung/../../private"))
+        served.complete("away", away)
+        served.complete("bare", served.song("bare"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            for name in ("sung", "away", "bare"):
+                await opened(page, name)
+            for kind in ("lrc", "vtt"):
+                name = f"Lyrics ({kind.upper()}): the song: sung"
+                link = row(page, "sung").get_by_role("link", name=name, exact=True)
+                async with page.expect_download() as saving:
+                    await link.click()
+                saved = await saving.value
+                assert saved.suggested_filename == f"sung-0.{kind}"
+                assert (await saved.path()).read_bytes() == served.results.stored[f"s3://acestep/jobs/sung/0.{kind}"]
+                await expect(row(page, "bare").locator(f".{kind}")).to_be_hidden()
+            types = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
+            for path, status in (("sung/0/lrc", 200), ("sung/0/vtt", 200), ("away/0/lrc", 403), ("bare/0/vtt", 404)):
+                answer = await page.request.get(f"{served.url}/audio/{path}")
+                assert answer.status == status, path
+                if status == 200:
+                    assert answer.headers["content-type"] == types[path[-3:]]
+            async with page.expect_download() as saving:
+                await page.locator("#download-all").click()
+            with zipfile.ZipFile(await (await saving.value).path()) as archive:
+                assert archive.testzip() is None
+                missing = [f"away-0.{kind}.missing.txt" for kind in ("lrc", "vtt")]
+                songs = ["sung-0.wav", "sung-0.lrc", "sung-0.vtt", "away-0.wav", *missing, "bare-0.wav"]
+                assert archive.namelist() == songs
+                assert archive.read("sung-0.vtt").startswith(b"WEBVTT")
 
 
 CODES = "<|audio_code_1|><|audio_code_20|><|audio_code_300|>"

@@ -163,6 +163,8 @@ export default {
   "action.stop": "Stop",
   "action.stopping": "Stopping",
   "action.download": "Download",
+  "action.lrc": "Lyrics (LRC)",
+  "action.vtt": "Lyrics (VTT)",
   "action.variation": "Variation",
   "action.extend": "Extend",
   "action.cover": "Cover",

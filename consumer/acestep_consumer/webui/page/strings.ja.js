@@ -163,6 +163,8 @@ export default {
   "action.stop": "停止",
   "action.stopping": "停止中",
   "action.download": "ダウンロード",
+  "action.lrc": "歌詞（LRC）",
+  "action.vtt": "歌詞（VTT）",
   "action.variation": "変奏",
   "action.extend": "長くする",
   "action.cover": "カバー",
