@@ -251,6 +251,7 @@ export default {
   "said.signature": "must be 2, 3, 4 or 6 (or 2/4, 3/4, 4/4, 6/8)",
   "said.address": "must be s3://bucket/key or https://host/path, not a local path",
   "said.codes": "must hold audio codes, 5 for each second, which look like {example}",
+  "said.between": "must be {least} to {most}",
   "said.needs_source": "{task} needs source audio: s3://bucket/key or https://host/path{codes}",
   "said.or_codes": ", or audio codes in audio_code_string",
   "said.needs_task": "needs source_task_id: the id of the task that made the song",

@@ -251,6 +251,7 @@ export default {
   "said.signature": "2、3、4、6（または 2/4、3/4、4/4、6/8）のどれかにしてください",
   "said.address": "s3://バケット/キー か https://ホスト/パス にしてください（ローカルのパスは使えません）",
   "said.codes": "{example} の形のオーディオコードを 1 秒に 5 個書いてください",
+  "said.between": "{least}～{most} にしてください",
   "said.needs_source": "{task} には元の音源が必要です：s3://バケット/キー か https://ホスト/パス{codes}",
   "said.or_codes": "、または audio_code_string のオーディオコード",
   "said.needs_task": "元の曲のジョブ ID（source_task_id）が必要です",
