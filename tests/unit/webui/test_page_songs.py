@@ -2,6 +2,7 @@
 """What the page shows of songs and makes from them, in headless Chromium: lyrics, candidates, stretches, families."""
 
 import json
+import re
 import shlex
 import zipfile
 from typing import Any
@@ -17,6 +18,7 @@ from tests.support.page import row, sent, served_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 WORDS = ["Rain", "on", "the", "avenue"]
 LYRICS = [
     {
@@ -99,13 +101,13 @@ async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_pla
             await opened(page, "best")
             table = row(page, "best").get_by_role("table", name="Candidates and their scores", exact=True)
             await expect(table.get_by_role("columnheader")).to_have_text(
-                ["Song", "Seed", "Score", "lyrics sung", "clipping (share)", "noise (dB)"]
+                ["Song", "Score", "Seed", "lyrics sung", "clipping (share)", "noise (dB)"]
             )
             rows = table.locator("tbody tr")
             await expect(rows.nth(0).get_by_role("cell")).to_have_text(
-                ["song 1 of 2", str(2**62), "0.91", "0.9", "0.00123", "–"]
+                ["song 1 of 2", "0.91", str(2**62), "0.9", "0.00123", "–"]
             )
-            await expect(rows.nth(2).get_by_role("cell")).to_have_text(["not kept", "9", "0.13", "–", "0", "-13.4"])
+            await expect(rows.nth(2).get_by_role("cell")).to_have_text(["not kept", "0.13", "9", "–", "0", "-13.4"])
             await table.get_by_role("button", name="song 2 of 2", exact=True).click()
             await expect(page.locator("#now")).to_have_text("best · song 2 of 2")
             await expect(page.locator("#versions")).to_contain_text("2 · 0.70")
@@ -143,6 +145,77 @@ async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint(tab: Op
             }, "the song's own words are taken over by the worker"
             await page.locator("#ask [name=lyrics]").fill("lo")
             assert (await sent(page, served))["lyrics"] == "lo"
+
+
+async def test_a_stretch_is_drawn_with_a_finger(tab: OpenTab) -> None:
+    async with served_page() as served:
+        served.complete("one", served.song("one"))
+        async with tab(served.url, **PHONE) as browser:
+            page = browser.page
+            await opened(page, "one")
+            await row(page, "one").get_by_text("Repaint a stretch").tap()
+            canvas = row(page, "one").locator(".marked")
+            await canvas.scroll_into_view_if_needed()
+            box = await canvas.bounding_box()
+            assert box is not None
+            finger = await page.context.new_cdp_session(page)
+            for kind, share in (("Start", 0.25), ("Move", 0.35), ("Move", 0.5), ("End", None)):
+                x, y = box["x"] + box["width"] * (share or 0), box["y"] + 20
+                points = [] if share is None else [{"x": x, "y": y}]
+                await finger.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+            await expect(row(page, "one").locator(".to")).to_have_value(re.compile(r"5\.9|6(\.0\d?)?"))
+            assert float(await row(page, "one").locator(".from").input_value()) == pytest.approx(3, abs=0.1)
+            await row(page, "one").get_by_role("button", name="Repaint this stretch").click()
+            published = await sent(page, served)
+            assert (published["task_type"], published["source_task_id"]) == ("repaint", "one")
+            assert float(published["repainting_end"]) == pytest.approx(6, abs=0.1)
+
+
+# Elements that reach beyond the screen, but for those in a box that scrolls by itself.
+WIDER = """() => [...document.querySelectorAll("body *")].filter((each) => each.checkVisibility()
+    && !each.closest(".unseen, .scores, .skip") && each.getBoundingClientRect().right > innerWidth + 0.5
+).map((each) => each.outerHTML.slice(0, 100))"""
+
+
+@pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
+async def test_on_a_phone_a_stretch_lyrics_and_scores_fit_together(tab: OpenTab, locale: str) -> None:
+    measures = {"lyrics": 0.9, "silence": 0.1, "clipping": 0.00123, "noise": -13.4}
+    candidates = [
+        {"seed": 2**63 - 1 - each, "score": 0.9 - each / 10, "kept": True, "index": each, "measures": measures}
+        for each in (0, 1)
+    ]
+    async with served_page() as served:
+        songs = [served.song("best", each, lyrics=LYRICS, files=served.lyric_files("best", each)) for each in (0, 1)]
+        served.complete("best", *songs, candidates=candidates, request={"quality": "draft"})
+        async with tab(served.url, locale=locale, **PHONE) as browser:
+            page = browser.page
+            await opened(page, "best")
+            await row(page, "best").locator(".stretch summary").first.tap()
+            await expect(row(page, "best").locator(".marked").first).to_be_visible()
+            score = await row(page, "best").get_by_role("cell", name="0.90", exact=True).bounding_box()
+            assert score is not None
+            assert score["x"] + score["width"] <= 360, "the score is in view without scrolling"
+            await row(page, "best").locator(".play").first.tap()
+            await page.locator("#show-lyrics").tap()
+            await expect(page.locator("#lyrics-panel")).to_be_visible()
+            assert await page.evaluate(WIDER) == []
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+            above = "document.elementFromPoint(180, document.querySelector('#bar').getBoundingClientRect().top - 1)"
+            await holds(page, f"document.querySelector('#lyrics-panel').contains({above})")
+
+
+async def test_a_draft_is_made_final(tab: OpenTab) -> None:
+    async with served_page() as served:
+        songs = [served.song("two", each) for each in (0, 1)]
+        served.complete("two", *songs, request={"prompt": "jazz", "quality": "draft"})
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "two")
+            await row(page, "two").get_by_role("button", name="Make final: song 2 of 2: jazz", exact=True).click()
+            await expect(row(page, "two").locator(".said")).to_have_text("Sent: jazz")
+            (published,) = served.client.published
+            assert published.pop("task_id") != "two"
+            assert published == {"source_task_id": "two", "source_index": 1, "quality": "final"}
 
 
 async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays(tab: OpenTab) -> None:

@@ -197,7 +197,7 @@ export class Job {
     const candidates = card.candidates ?? [];
     this.part(".scores").hidden = !candidates.length;
     const measures = [...new Set(candidates.flatMap((each) => Object.keys(each.measures)))];
-    const columns = [t("candidate.song"), t("candidate.seed"), t("candidate.score"), ...measures.map(measureName)];
+    const columns = [t("candidate.song"), t("candidate.score"), t("candidate.seed"), ...measures.map(measureName)];
     setChildren(this.part("thead"), columns, () => [make("tr", {}, ...columns.map((textContent) => make("th", { scope: "col", textContent })))]);
     setChildren(this.part("tbody"), [candidates, columns], () => candidates.map((each) => this.scoreRow(each, measures)));
   }
@@ -210,7 +210,7 @@ export class Job {
       button.addEventListener("click", () => play(this.card, candidate.index));
       name.append(button);
     } else name.textContent = candidate.kept ? "" : t("candidate.dropped");
-    const values = [candidate.seed, score(candidate.score), ...measures.map((each) => measureValue(candidate.measures[each]))];
+    const values = [score(candidate.score), candidate.seed, ...measures.map((each) => measureValue(candidate.measures[each]))];
     return make("tr", {}, name, ...values.map((textContent) => make("td", { textContent })));
   }
 

@@ -222,6 +222,9 @@ function ended() {
 }
 
 export function startPlayer() {
+  // Its rows are as many as fit: what stands above it ends where it begins.
+  const bar = byId("bar");
+  new ResizeObserver(() => document.documentElement.style.setProperty("--bar", `${bar.offsetHeight}px`)).observe(bar, { box: "border-box" });
   audio.loop = Boolean(load("loop", false));
   audio.volume = byId("volume").value = Math.min(1, Math.max(0, Number(load("volume", 1)) || 0));
   byId("toggle").addEventListener("click", toggle);
