@@ -13,6 +13,7 @@ from playwright.async_api import Locator, Page, expect
 
 from acestep_schemas import examples
 from acestep_schemas.events import JobProgress, JobStarted, ModelChoice, Progress
+from infra.local.ports import PortClaim
 from tests.support.broker import Peer
 from tests.support.browser import OpenTab, holds
 from tests.support.listening import (
@@ -540,18 +541,20 @@ async def test_dark_and_calm_are_respected(tab: OpenTab, listening: Listening) -
 async def test_a_page_whose_server_went_away_comes_back_by_itself_and_keeps_its_songs(
     tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
-    with ListenProcess(tmp_path, listening.environment) as first:
+    claim = PortClaim(1)  # of a free one, somebody's connection could take it meanwhile
+    port = ("--port", str(claim.ports[0]))
+    with ListenProcess(tmp_path, listening.environment, *port) as first:
         async with tab(first.url) as browser:
             page = browser.page
             await ask(page, "before the end")
             await expect(job(page, "before the end")).to_have_attribute("data-state", "completed")
             await asyncio.to_thread(first.process.end, 10)
             await expect(page.locator("#line")).to_contain_text("trying again")
-            port = first.url.rpartition(":")[2]
-            with ListenProcess(tmp_path, listening.environment, "--port", port):
+            with ListenProcess(tmp_path, listening.environment, *port):
                 await expect(page.locator("#line")).to_have_text("live")
                 await ask(page, "after it")
                 await expect(job(page, "after it")).to_have_attribute("data-state", "completed")
                 await job(page, "before the end").get_by_role("button", name="Play").click()
                 await holds(page, "document.querySelector('audio').readyState > 1")
                 browser.expected = "ERR_"
+    claim.release()

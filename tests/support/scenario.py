@@ -46,6 +46,10 @@ class Scenario:
         while (await asyncio.to_thread(self.worker.get, "/readyz"))[0] != HTTPStatus.OK:
             assert time.monotonic() < deadline, f"not ready within {WITHIN_S:g} s"
 
+    async def consumes(self) -> None:
+        """Wait until the worker takes messages, a moment after it is ready: one that expires soon waits no longer."""
+        await eventually(lambda: self.worker.log_lines(event="ready"), WITHIN_S)
+
     async def all_ended(self, *task_ids: str, within_s: float = WITHIN_S) -> None:
         """Wait until a terminal event of each was heard."""
         await eventually(lambda: all(map(self.recorder.terminal, task_ids)), within_s)
@@ -80,8 +84,10 @@ async def scenario(environment: dict[str, str], folder: Path, **variables: str) 
         own.mkdir()
         worker = WorkerProcess(own, environment | through | variables, light=True)
         await stack.enter_async_context(running(worker))
-        recorder = await stack.enter_async_context(EventRecorder(url))
-        peer = await stack.enter_async_context(Peer(url))
+        # What the URL asks for is the worker's: a heartbeat of a second is too short for this event loop.
+        direct = url.partition("?")[0]
+        recorder = await stack.enter_async_context(EventRecorder(direct))
+        peer = await stack.enter_async_context(Peer(direct))
         yield Scenario(worker, amqp, s3, recorder, peer, ObjectStore.of(environment))
 
 
