@@ -32,8 +32,8 @@ from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Objects, Routes
 from acestep_consumer.engine.engines import Engines
 from acestep_consumer.engine.interface import EngineSet
-from acestep_consumer.engine.renderer.checkpoint_check import check_checkpoints
-from acestep_consumer.engine.renderer.registry import CheckpointError
+from acestep_consumer.engine.renderer.checkpoints.checkpoint_check import check_checkpoints
+from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError
 from acestep_consumer.engine.supervisor import EngineUnusable
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy

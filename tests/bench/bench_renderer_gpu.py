@@ -27,10 +27,10 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import CODE_COUNT, CODES_PER_SECOND
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
-from acestep_consumer.engine.renderer.dcw import Dcw
-from acestep_consumer.engine.renderer.packed_dit import Branch
+from acestep_consumer.engine.renderer.denoising.dcw import Dcw
+from acestep_consumer.engine.renderer.denoising.packed_dit import Branch
+from acestep_consumer.engine.renderer.denoising.sample import SamplerOptions
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
-from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size

@@ -69,7 +69,7 @@ from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from acestep_consumer.domain.objects import ObjectAddress
-from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
+from acestep_consumer.engine.renderer.checkpoints.component_files import faults_of_lm, faults_of_pipeline
 from acestep_consumer.policy.benchmarks import lm_size
 from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN

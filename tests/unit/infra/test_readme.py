@@ -28,6 +28,8 @@ LARGEST_PICTURE = 200_000
 # Also written as files of one's own in examples, or below a folder that the text names.
 EVENTS = events()
 PACKAGE = Path(acestep_consumer.__file__).parent
+MAPPED = [PACKAGE / name for name in ("broker", "engine", "gateway", "engine/planner", "engine/renderer")]
+MAPPED += [PACKAGE / "engine/renderer" / name for name in ("checkpoints", "decoder", "denoising", "lyrics")]
 
 
 def page_name(page: Path) -> str:
@@ -157,6 +159,14 @@ def test_the_map_of_the_package_names_every_folder_and_file_of_its_root_in_one_o
     files = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
     assert {name for name, _ in mapped} | {"cli.py"} == folders | files
     assert "``cli.py``" in documentation
+
+
+@pytest.mark.parametrize("folder", MAPPED, ids=lambda folder: folder.relative_to(PACKAGE).as_posix())
+def test_the_map_of_a_large_folder_names_all_that_is_in_it(folder: Path) -> None:
+    documentation = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    folders = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert files | folders <= set(re.findall(r"``(\w+)``", documentation))
 
 
 def test_every_example_has_its_name_once() -> None:

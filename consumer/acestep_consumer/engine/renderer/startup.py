@@ -11,16 +11,16 @@ from acestep_consumer.audio.encoding import lame
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.compiler import compiler_fault
 from acestep_consumer.engine.messages import RendererReport, StartPhase
-from acestep_consumer.engine.renderer.attention import fastest_kernel, name_of, sdpa_per_sequence
-from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
+from acestep_consumer.engine.renderer.checkpoints.checkpoint import ModelHandle, load_models
 from acestep_consumer.engine.renderer.components import Components
-from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits
+from acestep_consumer.engine.renderer.decoder.vae_decode import TileDecoder
+from acestep_consumer.engine.renderer.denoising.attention import fastest_kernel, name_of, sdpa_per_sequence
+from acestep_consumer.engine.renderer.denoising.cuda_graphs import StepGraphLimits
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload, inspect, offload_for
 from acestep_consumer.engine.renderer.measure import budget_for, measure
 from acestep_consumer.engine.renderer.model_runner import Acceleration, ModelRunner
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.scheduler import Scheduler
-from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
 
 # The fused kernels' tilings are for these cards' copy engine and tensor cores, and faster there by measurement.
