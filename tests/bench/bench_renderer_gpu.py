@@ -112,7 +112,7 @@ def step_ms(scheduler: Scheduler, seconds: Sequence[int], *, times: int = 10, co
             Branch(own, make(25 * each, 2 * channels), make(25 * each, channels))
             for own, each in zip(dit.conditions([make(condition, width) for _ in seconds]), seconds, strict=True)
         ]
-        pack, flow = runner.denoiser(None).lay_out(branches)
+        pack, flow = runner.denoiser(None).pack_and_flow(branches)
         latents, flow_times = pack.join([branch.latents for branch in branches]), make(len(branches) + 1)
         return timed(lambda: flow(latents, flow_times), times)
 

@@ -85,7 +85,7 @@ def test_compiled_and_graphed_songs_are_those_of_plain_kernels(checkpoints: Path
 
 
 def velocities(denoiser: Denoiser, branches: list[Branch], times: torch.Tensor) -> torch.Tensor:
-    pack, flow = denoiser.lay_out(branches)
+    pack, flow = denoiser.pack_and_flow(branches)
     latents = pack.join([branch.latents for branch in branches])
     return flow(latents, times)[: len(latents)].clone()
 

