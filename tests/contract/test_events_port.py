@@ -58,9 +58,11 @@ class Fake:
 
 
 class Real:
-    def __init__(self, events: Publisher, peer: Peer, proxy: Proxy, queue: str) -> None:
+    def __init__(
+        self, events: Publisher, peer: Peer, proxy: Proxy, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.events = events
-        self._peer, self._proxy, self._queue = peer, proxy, queue
+        self._peer, self._proxy, self._queue, self._monkeypatch = peer, proxy, queue, monkeypatch
 
     async def heard(self) -> list[tuple[JobEvent | WorkerEvent, str | None]]:
         count = await self._peer.ready(self._queue)
@@ -72,6 +74,7 @@ class Real:
         return [parse_event((await self._peer.take(REPLY_TO)).body) for _ in range(count)]
 
     async def go_down(self) -> None:
+        self._monkeypatch.setattr(publisher_module, "PATIENCE_S", 1.0)
         self._proxy.refuse()
 
 
@@ -80,14 +83,13 @@ async def under_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     if request.param == "fake":
         yield Fake()
         return
-    monkeypatch.setattr(publisher_module, "PATIENCE_S", 1.0)
     url = request.getfixturevalue("amqp_url")
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(Proxy.for_url(url))
         connection = await stack.enter_async_context(BrokerConnection(broker_settings(proxy.url(url)), "publish"))
         peer = await stack.enter_async_context(Peer(url))
         await peer.channel.declare_queue(REPLY_TO, exclusive=True)
-        yield Real(Publisher(connection, "w1"), peer, proxy, await peer.subscribe("job.#"))
+        yield Real(Publisher(connection, "w1"), peer, proxy, await peer.subscribe("job.#"), monkeypatch)
 
 
 class TestEvents:

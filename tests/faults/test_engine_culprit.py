@@ -98,9 +98,11 @@ async def test_two_engines_that_die_again_and_again_lose_no_job(tmp_path: Path) 
         for _ in range(3):
             for engine in engines:
                 await eventually(lambda engine=engine: engine.ready and engine.pid)  # type: ignore[misc]  # mypy knows no default here
-                assert engine.pid is not None
-                os.kill(engine.pid, signal.SIGKILL)
-                await eventually(lambda engine=engine: not engine.ready)  # type: ignore[misc]  # as above
+                killed = engine.pid
+                assert killed is not None
+                os.kill(killed, signal.SIGKILL)
+                # Not until it is not ready: the next one may be ready before that is seen.
+                await eventually(lambda engine=engine, killed=killed: engine.pid != killed)  # type: ignore[misc]  # as above
         renderings = await asyncio.gather(*jobs)
         await eventually(lambda: one.ready and other.ready)
         assert [rendering.tracks[0].seed for rendering in renderings] == list(range(12))

@@ -31,7 +31,7 @@ def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_process_that_hangs_is_replaced_although_it_sends_stats(tmp_path: Path) -> None:
-    async with supervised(hang_s=1) as engine:
+    async with supervised(hang_s=3) as engine:
         rendering = await render(engine, tmp_path, f"hang-once {tmp_path / 'mark'}")
         assert rendering.tracks
         assert engine.restarts == 1

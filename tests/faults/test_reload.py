@@ -88,14 +88,14 @@ async def test_what_bounds_a_job_holds_for_the_next_one(scenario: Scenario) -> N
     (end,) = scenario.recorder.terminal("after")
     assert end.data["error"]["code"] == "execution_timeout"
     assert scenario.recorder.terminal("before") == []
-    await scenario.reload(RELOADED, ACESTEP_INPUT_HOSTS="audio.example")
+    await scenario.reload(RELOADED, ACESTEP_INPUT_HOSTS="audio.example", ACESTEP_EXECUTION_TIMEOUT_S="")
     # The host is allowed now; that there is none is another matter.
     url = "https://audio.example:444/a.wav"
     await scenario.peer.submit(task_id="input", reference_audio_path=url)
     await eventually(lambda: scenario.recorder.terminal("input"), WITHIN_S)
     (refused,) = scenario.recorder.terminal("input")
     assert "'audio.example:444' is not in ACESTEP_INPUT_HOSTS" in refused.data["error"]["message"]
-    await scenario.reload(RELOADED, ACESTEP_INPUT_HOSTS="audio.example:444", ACESTEP_EXECUTION_TIMEOUT_S="")
+    await scenario.reload(RELOADED, ACESTEP_INPUT_HOSTS="audio.example:444")
     await scenario.peer.submit(task_id="allowed", reference_audio_path=url)
     await eventually(lambda: scenario.recorder.terminal("allowed"), WITHIN_S)
     (unreadable,) = scenario.recorder.terminal("allowed")

@@ -4,14 +4,13 @@
 import os
 import signal
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
 from acestep_consumer.client import Client
 from acestep_schemas.events import JobCompleted, WorkerEvent
-from tests.support.broker import Peer
+from tests.support.broker import Peer, until
 from tests.support.command import run_command
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess
@@ -29,11 +28,6 @@ def refused_start(environment: dict[str, str], folder: Path, **variables: str) -
     here = {"ACESTEP_HTTP_PORT": "0", "ACESTEP_SCRATCH_DIR": str(folder)}
     done = run_command("run", variables=environment | here | variables)
     return done.returncode, done.stderr
-
-
-async def submit_slow(url: str) -> str:
-    async with Client(url) as client:
-        return await client.submit({"prompt": "x", "task_id": uuid.uuid4().hex, **SLOW})
 
 
 @pytest.mark.usefixtures("fresh_processes")
@@ -73,14 +67,15 @@ async def test_a_second_sigterm_leaves_at_once_and_hands_the_message_back(
 
 
 async def test_prefetch_is_the_worker_count(environment: dict[str, str], tmp_path: Path) -> None:
-    url = environment["ACESTEP_AMQP_URL"]
-    with WorkerProcess(tmp_path, environment | {"ACESTEP_QUEUE_WORKERS": "3"}) as worker:
-        for _ in range(5):
-            await submit_slow(url)
-        async with Peer(url) as peer:
-            deadline = time.monotonic() + 20
-            while (ready := await peer.ready("acestep.generate")) != 2:
-                assert time.monotonic() < deadline, f"{ready} ready of 5: three should be unacknowledged"
+    with WorkerProcess(tmp_path, environment | {"ACESTEP_QUEUE_WORKERS": "3"}, light=True) as worker:
+        async with Peer(environment["ACESTEP_AMQP_URL"]) as peer:
+            for number in range(5):
+                await peer.submit(task_id=f"song-{number}", prompt=f"until={tmp_path / 'never'}")
+
+            async def held() -> bool:
+                return await peer.ready("acestep.generate") == 2
+
+            await until(held, "two ready of five: three should be unacknowledged")
         for _ in range(2):
             os.kill(worker.process.id.pid, signal.SIGTERM)
             await eventually(lambda: worker.log_lines(event="draining"))

@@ -70,18 +70,21 @@ async def test_the_page_comes_from_here_alone_and_says_so_to_the_browser(page_cl
             assert " style=" not in text
 
 
-async def test_a_job_is_told_of_from_order_to_song(page_client: PageClient) -> None:
-    task_id = await page_client.submit(prompt="slow jazz takes=1", audio_format="wav", seed="5", audio_duration=30)
+async def test_a_job_is_told_of_from_order_to_song(page_client: PageClient, tmp_path: Path) -> None:
+    prompt = f"slow jazz until={tmp_path / 'seen'}"
+    task_id = await page_client.submit(prompt=prompt, audio_format="wav", seed="5", audio_duration=30)
     seen: list[str] = []
     async with asyncio.timeout(WITHIN_S), page_client.updates() as batches:
         async for _, batch in batches:
             cards = [card for card in batch["cards"] if card["task_id"] == task_id]
             seen += [card["state"] for card in cards]
+            if "running" in seen:
+                (tmp_path / "seen").touch()
             if "completed" in seen:
                 break
     (card,) = cards
     assert "running" in seen
-    assert card["request"]["prompt"] == "slow jazz takes=1"
+    assert card["request"]["prompt"] == prompt
     (song,) = card["songs"]
     assert (song["seed"], song["name"]) == ("5", f"{task_id}-0.wav")
 

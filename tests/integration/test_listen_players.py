@@ -13,6 +13,7 @@ from tests.support.listening import Listening, ListenProcess, keep, listening, m
 __all__ = ["listening"]
 
 SECONDS = 12.0
+AUDIO = "document.querySelector('#audio')"
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # A browser that was built without AAC.
@@ -30,7 +31,7 @@ def job(page: Page, task_id: str) -> Locator:
 
 async def reaches(page: Page, at_least: float) -> None:
     """Wait until the song that plays is so far, in seconds."""
-    await holds(page, f"document.querySelector('#audio').currentTime >= {at_least}")
+    await holds(page, f"{AUDIO}.currentTime >= {at_least}")
 
 
 async def test_songs_of_every_format_that_workers_make_are_drawn_play_and_seek(
@@ -52,8 +53,8 @@ async def test_songs_of_every_format_that_workers_make_are_drawn_play_and_seek(
                 assert duration == pytest.approx(SECONDS, abs=0.1)
             await expect(page.locator("#time")).to_contain_text("/ 0:12")
             await page.get_by_role("slider", name="Position in").fill("9")
-            await reaches(page, 9.2)
-            await page.locator("#audio").evaluate("audio => audio.pause()")
+            # In one step: at its end, the next song would begin.
+            await holds(page, f"{AUDIO}.currentTime >= 9.2 && ({AUDIO}.pause(), true)")
             await expect(page.locator("#trouble")).to_be_hidden()
         assert any(ranges), "players ask for parts"
 

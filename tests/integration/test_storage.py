@@ -24,7 +24,7 @@ from acestep_schemas.events import Completed
 from infra.local.s3 import SeaweedFS
 from tests.support.faulty_s3 import FaultyS3, s3_error
 from tests.support.jobs import make_job, make_manifest, make_rendering, make_track
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -287,7 +287,7 @@ class TestWhatMayPass:
 
     async def test_a_server_that_dies_and_returns_is_waited_for(self, own_s3: SeaweedFS, tmp_path: Path) -> None:
         track = make_track(tmp_path / "a.wav")
-        async with _store(own_s3, "jobs", _session(own_s3), retry_s=30) as store:
+        async with _store(own_s3, "jobs", _session(own_s3), retry_s=WITHIN_S) as store:
             await store.check()
             own_s3.kill()
             waiting = asyncio.create_task(store.put(make_job(), make_rendering(track)))

@@ -18,6 +18,7 @@ from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobStats
 from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, worker_metrics
 from acestep_schemas import examples
+from infra.local.ports import PortClaim
 from tests.support.engine_stats import engine_stats
 from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, clean_environment
@@ -126,8 +127,10 @@ async def test_an_address_that_is_none_is_a_wrong_use(url: str) -> None:
 
 async def test_live_it_waits_for_a_worker_that_goes_and_comes_back() -> None:
     async with AsyncExitStack() as stack:
-        async with worker_at_work() as health:
-            port = health.port
+        claim = PortClaim(1)  # of a free one, somebody's connection could take it meanwhile
+        stack.callback(claim.release)
+        (port,) = claim.ports
+        async with worker_at_work(port=port):
             process = await start_top("--url", f"http://127.0.0.1:{port}")
             stack.push_async_callback(ended, process)
             await read_until(process, "3 of 8")

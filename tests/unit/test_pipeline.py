@@ -831,11 +831,11 @@ async def test_songs_replace_an_end_without_songs_that_came_meanwhile(harness: H
 
 
 async def test_waiting_for_storage_is_not_running_time(tmp_path: Path) -> None:
-    harness = Harness(tmp_path, timeout_s=0.05)
+    harness = Harness(tmp_path, timeout_s=1)
     put = harness.store.put
 
     async def slow(job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.2)
         return await put(job, rendering)
 
     harness.store.put = slow  # type: ignore[method-assign]

@@ -60,7 +60,7 @@ async def test_a_burst_of_reports_becomes_at_most_two_events_a_second() -> None:
     async with reporting(events) as job:
         for step in range(100):
             job.report(step / 100, "render")
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)  # takes no time: on a busy machine, a hundred times a millisecond can be a second
     assert len(progress(events)) <= 1
 
 

@@ -136,7 +136,7 @@ async def test_all_songs_that_are_shown_come_as_one_archive_without_those_that_a
 async def test_a_waiting_job_says_its_place_and_the_time_until_its_songs(tab: OpenTab) -> None:
     async with served_page() as served:
         worker = examples.worker().data.model_copy(
-            update={"state": "ready", "prefetch": 1, "in_hand": 1, "seconds_per_job": 60.0, "remaining_s": (30.0,)}
+            update={"state": "ready", "prefetch": 1, "in_hand": 1, "seconds_per_job": 60.0, "remaining_s": (60.0,)}
         )
         served.board.add_worker(WorkerEvent.of(worker))
         served.client.ready = 3

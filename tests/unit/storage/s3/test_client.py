@@ -4,6 +4,7 @@
 import asyncio
 import hashlib
 import re
+import threading
 import time
 from datetime import UTC, datetime
 from itertools import product
@@ -24,6 +25,7 @@ from acestep_consumer.domain.errors import StorageMisconfigured, StorageUnavaila
 from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.storage.s3.client import CHUNK_BYTES, FilePart, S3Client, S3Payload, _Body, _Signer, sha256_of
 from tests.support.answering import AMQP, answering
+from tests.support.waiting import WITHIN_S, eventually
 
 
 @pytest.mark.parametrize(
@@ -127,10 +129,14 @@ class SlowKeys:
     def __init__(self, error: Exception | None = None) -> None:
         self.asked = 0
         self.error = error
+        self.go = threading.Event()
+        """While it is not set, they do not come."""
+        self.go.set()
 
     def get_credentials(self) -> Any:
         self.asked += 1
         time.sleep(0.05)
+        assert self.go.wait(WITHIN_S)
         if self.error is not None:
             raise self.error
         return Credentials("key", "secret")
@@ -151,8 +157,11 @@ async def test_a_request_that_is_cancelled_does_not_take_the_others_keys_away() 
     client = S3Client(StorageSettings(endpoint="http://127.0.0.1:1"), session=cast("Any", keys))
     client._bases["b"] = "http://127.0.0.1:1/b/"
     first, second = (asyncio.create_task(client._sign("GET", ObjectAddress("b", "k"), "", {}, {})) for _ in range(2))
-    await asyncio.sleep(0.01)
+    keys.go.clear()
+    await eventually(lambda: keys.asked)
     first.cancel()
+    await asyncio.wait({first})
+    keys.go.set()
     await second
     assert (first.cancelled(), keys.asked) == (True, 1)
 
