@@ -34,9 +34,16 @@ def settings(environment: dict[str, str], kind: str = "classic") -> dict[str, st
 
 
 @asynccontextmanager
-async def making(variables: dict[str, str], folder: Path, **properties: Any) -> AsyncIterator[Scenario]:
-    """Have a worker between proxies make a song until ``go`` exists. The second worker is not there yet."""
+async def making(
+    variables: dict[str, str], folder: Path, *, stamped: bool = False, **properties: Any
+) -> AsyncIterator[Scenario]:
+    """Have a worker between proxies make a song until ``go`` exists. The second worker is not there yet.
+
+    ``stamped``: the message says when it was sent.
+    """
     async with scenario(variables, folder, ACESTEP_WORKER_ID="first") as seen:
+        await seen.consumes()
+        properties |= {"timestamp": datetime.now(UTC)} if stamped else {}
         await seen.peer.request(body_of(folder / "go", **properties.pop("fields", {})), message_id="song", **properties)
         await eventually(lambda: "started" in seen.recorder.states("song"), WITHIN_S)
         yield seen
@@ -127,6 +134,7 @@ async def test_a_cut_off_worker_that_had_not_begun_leaves_the_message_to_its_exp
     """Its attempt is recorded after the expiration was told: neither of the two looks at the right moment."""
     variables = settings(service_environment)
     async with scenario(variables, tmp_path, ACESTEP_WORKER_ID="first") as seen:
+        await seen.consumes()
         (tmp_path / "go").touch()
         with seen.s3.hold(lambda request: request.method == "PUT" and "/attempts/" in request.path) as hold:
             await seen.peer.request(body_of(tmp_path / "go"), message_id="song", expiration=EXPIRES_S)
@@ -162,8 +170,11 @@ async def test_a_deadline_that_passes_while_a_cut_off_worker_makes_the_song_does
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     variables = settings(service_environment)
-    late = {"fields": {"queue_deadline_s": 5}, "timestamp": datetime.now(UTC)}
-    async with making(variables, tmp_path, **late) as seen, second(variables, tmp_path) as other:
+    late = {"queue_deadline_s": 5}
+    async with (
+        making(variables, tmp_path, stamped=True, fields=late) as seen,
+        second(variables, tmp_path) as other,
+    ):
         await past(6)
         seen.amqp.refuse()
         await looks(seen, other)
@@ -192,7 +203,7 @@ async def test_a_cut_off_worker_yields_to_a_cancellation_that_it_has_not_heard(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     variables = settings(service_environment)
-    async with making(variables, tmp_path, timestamp=datetime.now(UTC)) as seen, second(variables, tmp_path):
+    async with making(variables, tmp_path, stamped=True) as seen, second(variables, tmp_path):
         seen.amqp.refuse()
         control = await seen.peer.channel.get_exchange(CONTROL, ensure=False)
         await control.publish(aio_pika.Message(b"", timestamp=datetime.now(UTC)), "cancel.song")

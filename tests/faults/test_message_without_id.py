@@ -151,7 +151,7 @@ async def test_a_producer_at_a_full_queue_learns_of_the_worker_that_is_busy_with
         await eventually(lambda: started(seen), WITHIN_S)
         async with Peer(url) as peer:
             await until(lambda: no_consumer(peer), "its consumer is gone", WITHIN_S)
-        assert (await client.outlook()).workers == 1
+        assert (await client.outlook(WITHIN_S)).workers == 1
         await client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
         with pytest.raises(QueueFull, match="2 wait for 1 worker") as caught:
             await client.submit({"prompt": "three"})

@@ -45,7 +45,7 @@ async def test_a_worker_starts_and_works_and_a_client_learns_its_place(
         async with EventRecorder(url) as seen, running(worker), Client(url) as client:
             await eventually(lambda: "started" in seen.states("song-0"), WITHIN_S)
             assert [end.state for end in seen.terminal("first")] == ["completed"]
-            estimate = await client.outlook()
+            estimate = await client.outlook(WITHIN_S)
             assert (estimate.position, estimate.in_hand, estimate.workers) == (WAITING - 1, 1, 1)
             await asyncio.to_thread(worker.kill)
             await until(all_wait, "the request that ran is back")

@@ -158,7 +158,7 @@ async def test_who_leaves_right_after_the_end_leaves_no_line_in_the_log(
     declared: str, worker_peer: WorkerPeer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The binding of an ended job is being taken back then; cut off in the middle, its channel would break."""
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "acestep_consumer.client"):
         for _ in range(5):
             async with Client(declared) as client:
                 job = await client.start({"prompt": "jazz"})
@@ -262,6 +262,7 @@ async def test_a_client_that_leaves_leaves_nothing_behind(
 async def test_events_of_a_newer_worker_are_heard_and_what_is_no_event_is_skipped(
     client: Client, worker_peer: WorkerPeer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "acestep_consumer.client")  # commands, which tests call, silence it
     async with asyncio.timeout(WITHIN_S), client.subscribe("job.#") as events:
         await worker_peer.tell(progress("j", 1), type="acestep.job.daydreaming.v1")
         await worker_peer.tell(progress("j", 2), mood="happy")

@@ -46,6 +46,10 @@ class Scenario:
         while (await asyncio.to_thread(self.worker.get, "/readyz"))[0] != HTTPStatus.OK:
             assert time.monotonic() < deadline, f"not ready within {WITHIN_S:g} s"
 
+    async def consumes(self) -> None:
+        """Wait until the worker takes messages, a moment after it is ready: one that expires soon waits no longer."""
+        await eventually(lambda: self.worker.log_lines(event="ready"), WITHIN_S)
+
     async def all_ended(self, *task_ids: str, within_s: float = WITHIN_S) -> None:
         """Wait until a terminal event of each was heard."""
         await eventually(lambda: all(map(self.recorder.terminal, task_ids)), within_s)

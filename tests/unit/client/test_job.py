@@ -153,7 +153,7 @@ async def test_while_anything_waits_or_runs_it_may_be_that_job_so_the_wait_goes_
 ) -> None:
     client = FakeClient()
     job = JobHandle(ID, client)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "acestep_consumer.client"):  # commands, which tests call, silence it
         waiting = asyncio.create_task(job.wait())
         await eventually(lambda: client.asked > 2 * IDLE_ANSWERS)
     assert caplog.messages == [f"{ID}: no event yet: still queued, or an unknown id"]
