@@ -11,7 +11,6 @@ from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.alignment_pass import alignment_matrices
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
-from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits
 from acestep_consumer.engine.renderer.denoiser import Denoiser
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora, Loras
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
@@ -24,7 +23,7 @@ from acestep_consumer.engine.renderer.rng import generators_for
 from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
 from acestep_consumer.engine.renderer.vae_decode import window_lengths
-from acestep_consumer.policy.memory_budget import TILE_RUNGS
+from acestep_consumer.policy.memory_budget import TILE_RUNGS, StepGraphLimits
 from acestep_schemas.request import GenerationRequest
 
 
