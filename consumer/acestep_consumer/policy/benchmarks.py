@@ -22,10 +22,10 @@ Backend = Literal["vllm", "pt"]
 GIB: Final = 2**30
 MEASURED_ON: Final = "NVIDIA H200"
 WHOLE_WORKERS: Final = (
-    "144 to 147 songs of 300 s a minute as FLAC, with the 1.7B LM and 96 jobs at once, and 205 to 219 without thinking, "
-    "32 at once"
+    "144 to 147 songs of 300 s a minute as FLAC, with the 1.7B LM and 96 jobs at once, and 205 to 219 without "
+    "thinking, 32 at once"
 )
-UNCOMPILED: Final = "70 songs of 300 s a minute in place of 207 were measured on an H200; the figures are of compiled ones"
+UNCOMPILED: Final = "an H200 made 70 songs of 300 s a minute in place of 207; the figures are those of compiled ones"
 
 # Shapes of ACE-Step 1.5, not measurements.
 TOKENS_PER_SECOND: Final = 12.5  # 25 latent frames a second, two to a DiT token
@@ -148,8 +148,8 @@ BUS_BYTES_S: Final = 25e9
 MPS_GAIN: Final = 1.14
 """Songs per minute with LM and renderer on one GPU at the same time, to those by turns: 135 to 118 as MP3, 64 jobs."""
 MPS_FULL_GAIN: Final = 1.03
-"""The same with as many songs in the LM as it gains from. Each of the two alone is then at the GPU's power limit (694 W,
-100 J a song in the LM and 198 in the renderer), and so are both together: 145 songs per minute, 287 J."""
+"""The same with as many songs in the LM as it gains from. Each of the two alone is then at the GPU's power limit
+(694 W, 100 J a song in the LM and 198 in the renderer), and so are both together: 145 songs per minute, 287 J."""
 MPS_GAINS_FROM: Final = 16
 """Songs in the LM. With eight, limited to 16 and 24 GB, 72 and 80 songs of 240 s a minute were made, as by turns."""
 

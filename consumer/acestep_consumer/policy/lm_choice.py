@@ -193,9 +193,7 @@ def _rates(models: tuple[str, ...], wish: LmRequest, vram_gb: float) -> dict[str
     found = {}
     for model in models:
         size = wish.size_of(model)
-        plan = LmPlan(
-            model=model, backend=wish.backend, memory_gb=_memory(size, vram_gb), size=size, required=False
-        )
+        plan = LmPlan(model=model, backend=wish.backend, memory_gb=_memory(size, vram_gb), size=size, required=False)
         lm = plan.on_gpu(workload, vram_gb, 1)
         load = ModelSet(models=(dit,), lm=lm, offload_models=offload, offload_dit=offload, graphs=graphs)
         found[model] = capacity(gpu, load, workload).songs_a_minute or 0.0

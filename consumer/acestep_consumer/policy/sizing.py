@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimates how many concurrent jobs a GPU should have, and how many songs per minute it renders. Pure arithmetic.
 
-The LM and the renderer share one GPU. The LM gets as many songs as increase the throughput and fit into its memory, the
-renderer as many batches as a worker's stage holds; one more job is fetched or uploaded, and some are encoded. The sum is
-the recommended number of workers (prefetch).
+The LM and the renderer share one GPU. The LM gets as many songs as increase the throughput and fit into its memory,
+the renderer as many batches as a worker's stage holds; one more job is fetched or uploaded, and some are encoded. The
+sum is the recommended number of workers (prefetch).
 
 The rules are the worker's own: ``lm_choice.plan_lm`` for the LM's memory, ``MemoryBudget`` for the renderer's. The
 measurements are in ``benchmarks``.

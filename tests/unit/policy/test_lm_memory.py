@@ -23,7 +23,9 @@ def test_weights_activations_cache_and_allowance_are_never_more_than_the_share(s
         assert peak + cache_bytes(share, peak) + UNCOUNTED_BYTES == share
 
 
-@pytest.mark.parametrize(("vram_gb", "beside"), [(16, False), (24, False), (31, False), (32, True), (48, True), (80, True)])
+@pytest.mark.parametrize(
+    ("vram_gb", "beside"), [(16, False), (24, False), (31, False), (32, True), (48, True), (80, True)]
+)
 def test_engines_load_side_by_side_where_trial_runs_of_one_cannot_take_the_others_memory(
     vram_gb: float, *, beside: bool
 ) -> None:
@@ -44,7 +46,7 @@ def test_two_engines_that_load_side_by_side_have_the_whole_card_and_no_more(vram
 
 @given(st.floats(16, 300), st.sampled_from(LMS))
 def test_plan_counts_no_more_keys_and_values_than_the_worker_has(vram_gb: float, model: str) -> None:
-    """vLLM's share is that of the LM without its logits processor, and its trial pass finds the weights."""
+    """The share of vLLM is that of the LM without its logits processor, and its trial pass finds the weights."""
     plan = plan_lm(LmRequest(init=True, model=model, backend="vllm"), BUILT_IN.tier_of(vram_gb), vram_gb)
     assert plan is not None
     lm = plan.on_gpu(Workload(), vram_gb, 1)

@@ -35,7 +35,8 @@ WORKLOADS = st.builds(
     audio_format=st.sampled_from(sorted(benchmarks.ENCODE_S_PER_SECOND)),
 )
 Load = tuple[tuple[DitSize, ...], str | None]
-LOADS: st.SearchStrategy[Load] = st.tuples(st.sampled_from([(DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL)]), st.sampled_from([None, *LMS]))
+_DITS: tuple[tuple[DitSize, ...], ...] = ((DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL))
+LOADS: st.SearchStrategy[Load] = st.tuples(st.sampled_from(_DITS), st.sampled_from([None, *LMS]))
 
 
 def load_of(vram_gb: float, models: tuple[DitSize, ...], lm: str | None, workload: Workload) -> ModelSet:
@@ -76,9 +77,7 @@ def test_more_memory_never_means_fewer_workers_or_songs_within_a_tier(
 
 
 @given(SIZES, WORKLOADS, LOADS)
-def test_what_is_recommended_fits_byte_by_byte(
-    vram_gb: float, workload: Workload, load: Load
-) -> None:
+def test_what_is_recommended_fits_byte_by_byte(vram_gb: float, workload: Workload, load: Load) -> None:
     found = on(vram_gb, workload, load)
     assume(found.fits)
     loaded = load_of(vram_gb, *load, workload)
@@ -98,9 +97,7 @@ def test_what_is_recommended_fits_byte_by_byte(
 
 
 @given(SIZES, WORKLOADS, LOADS)
-def test_the_jobs_add_up_and_there_are_at_least_two(
-    vram_gb: float, workload: Workload, load: Load
-) -> None:
+def test_the_jobs_add_up_and_there_are_at_least_two(vram_gb: float, workload: Workload, load: Load) -> None:
     found = on(vram_gb, workload, load)
     assert found.workers >= LEAST_WORKERS
     assert found.workers == found.lm_jobs + found.render_jobs + found.other_jobs
@@ -109,9 +106,7 @@ def test_the_jobs_add_up_and_there_are_at_least_two(
 
 
 @given(SIZES, WORKLOADS, LOADS, st.floats(min_value=1.25, max_value=10))
-def test_longer_songs_are_fewer_a_minute(
-    vram_gb: float, workload: Workload, load: Load, times: float
-) -> None:
+def test_longer_songs_are_fewer_a_minute(vram_gb: float, workload: Workload, load: Load, times: float) -> None:
     longer = replace(workload, duration_s=workload.duration_s * times)
     short, long = on(vram_gb, workload, load), on(vram_gb, longer, load)
     assume(short.songs_a_minute is not None and long.songs_a_minute is not None)

@@ -47,7 +47,7 @@ class ModelPart(_PlanPart):
 
 
 class LmPart(_PlanPart):
-    """The language model. ``memory_gb`` is in 10⁹ bytes; ``songs_at_once``: what its memory and its batch have room for."""
+    """The language model. ``memory_gb``: in 10⁹ bytes; ``songs_at_once``: what memory and batch have room for."""
 
     model: str
     backend: str

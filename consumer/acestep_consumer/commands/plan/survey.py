@@ -28,6 +28,7 @@ from acestep_consumer.commands.terminal import plural
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.policy import benchmarks
+from acestep_consumer.policy.admit import TURBO_STEPS
 from acestep_consumer.policy.benchmarks import (
     BUS_BYTES_S,
     DIT_2B,
@@ -155,12 +156,13 @@ class PlanSurvey:
             if thinks
             else (self._tier.max_seconds, self._tier.max_batch)
         )
+        turbo = self._dits[self._names[0]].turbo
         return Workload(
             duration_s=min(max(asked.duration_s, MIN_DURATION_S), longest),
             batch=min(asked.batch, most),
             thinking=thinks and not self._lm_is_apart(),
-            steps=asked.steps,
-            guided=not self._dits[self._names[0]].turbo if asked.guided is None else asked.guided,
+            steps=min(asked.steps, TURBO_STEPS) if turbo else asked.steps,
+            guided=not turbo and asked.guided is not False,
             audio_format=asked.audio_format,
         )
 
@@ -353,6 +355,10 @@ class PlanSurvey:
         for name, wanted, applied in clamps:
             if wanted != applied:
                 yield f"{name} {wanted:g} exceeds {self._tier.name}'s limits: calculated with {applied:g}"
+        if asked.steps > work.steps:
+            yield f"turbo models take at most {TURBO_STEPS} steps: calculated with {work.steps}"
+        if asked.guided and not work.guided:
+            yield "turbo models are not guided: calculated without guidance"
 
     def _notes_on_models(self) -> Iterator[str]:
         for name, dit in self._dits.items():

@@ -58,7 +58,7 @@ def _gpu(plan: PlanReport) -> Iterator[Row]:
     for other in plan.other_tiers:
         seconds = f"{other.max_duration_s_with_lm} s with the LM, {other.max_duration_s} s without"
         songs = f"batches of {other.max_batch_with_lm} and {other.max_batch}"
-        yield "not in force", f"{other.name} of {other.table_version}: {seconds}; {songs}"
+        yield "other tier table", f"not in force: {other.name} of {other.table_version}: {seconds}; {songs}"
     yield "models", ", ".join(f"{model.name} ({model.size})" for model in plan.models)
     yield "language model", _lm(plan)
     yield "weights", plan.quantization or "as published (bfloat16)"
@@ -123,10 +123,11 @@ def _workload(plan: PlanReport) -> Iterator[Row]:
     yield "each request", f"{songs_asked}, {thinking}, {work.model}, {work.steps} steps{guided}"
     now = "auto" if workers.set_now is None else str(workers.set_now)
     if plan.fits:
-        yield "workers", f"ACESTEP_QUEUE_WORKERS={workers.recommended} (now {now}; `auto` finds the number at run time)"
+        number = f"ACESTEP_QUEUE_WORKERS={workers.recommended}"
+        yield "concurrent jobs", f"{number} (now {now}; `auto` finds the number at run time)"
         planning = f"{workers.in_lm} in the LM, " if work.thinking else ""
         rest = f"{workers.elsewhere} fetching, encoding or uploading"
-        yield "jobs", f"{planning}{workers.in_renderer} in the renderer, {rest}"
+        yield "where they are", f"{planning}{workers.in_renderer} in the renderer, {rest}"
     yield "why not more", workers.because
     yield "basis", songs.rests_on
     yield "songs per minute", _rate(plan)
@@ -134,8 +135,9 @@ def _workload(plan: PlanReport) -> Iterator[Row]:
 
 def _rate(plan: PlanReport) -> str:
     """Return the songs a minute, and whose they are."""
-    rate, speeds = plan.songs.a_minute, (plan.card.compute, plan.card.bandwidth)
+    rate = plan.songs.a_minute
     if rate is None:
         return "unknown"
-    whose = {(None, None): "on an H200", (1, 1): "calculated"}.get(speeds, "scaled from an H200, not measured")
+    same = plan.card.compute == plan.card.bandwidth == 1
+    whose = "calculated" if same else "scaled from an H200, not measured" if plan.card.compute else "on an H200"
     return f"about {two_digits(rate)} at best ({whose})"

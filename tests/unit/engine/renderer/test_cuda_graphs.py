@@ -88,9 +88,7 @@ def test_the_memory_of_the_graphs_is_told_from_the_first_pack_on_until_it_is_fre
 
 @pytest.mark.parametrize(("vram_gb", "gib"), [(16, 0.10), (39.5, 0.10), (40, 0.43), (141, 0.43)])
 @pytest.mark.parametrize("size", DIT_SIZES)
-def test_plan_counts_what_the_graphs_of_a_full_size_model_work_on(
-    size: DitSize, vram_gb: float, gib: float
-) -> None:
+def test_plan_counts_what_the_graphs_of_a_full_size_model_work_on(size: DitSize, vram_gb: float, gib: float) -> None:
     config = SimpleNamespace(audio_acoustic_hidden_dim=64)
     full: Any = SimpleNamespace(
         dit=SimpleNamespace(config=config, head_dim=128), patch=2, device=torch.device("meta"), dtype=torch.bfloat16
