@@ -36,8 +36,8 @@ from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
 from acestep_consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
 from acestep_consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
-from acestep_consumer.engine.planner.vllm_memory import UNCOUNTED_BYTES
 from acestep_consumer.engine.testing import tiny_lm
+from acestep_consumer.policy.lm_memory import UNCOUNTED_BYTES
 from tests.support.lm_generations import (
     GRAMMAR,
     WRITTEN_BY_GRAMMAR,

@@ -11,7 +11,6 @@ from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
 from acestep_consumer.engine.renderer.decoder.vae_decode import window_lengths
-from acestep_consumer.engine.renderer.denoising.cuda_graphs import StepGraphLimits
 from acestep_consumer.engine.renderer.denoising.denoiser import Denoiser
 from acestep_consumer.engine.renderer.denoising.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.denoising.rng import generators_for
@@ -24,7 +23,7 @@ from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, Pi
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
 from acestep_consumer.engine.renderer.quantization import weight_bytes
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
-from acestep_consumer.policy.memory_budget import TILE_RUNGS
+from acestep_consumer.policy.memory_budget import TILE_RUNGS, StepGraphLimits
 from acestep_schemas.request import GenerationRequest
 
 

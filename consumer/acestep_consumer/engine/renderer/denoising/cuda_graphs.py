@@ -9,16 +9,14 @@ nearly every step.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import torch
 
 from acestep_consumer.engine.captured_graph import CapturedGraph, pool_of
 from acestep_consumer.engine.renderer.denoising.pack import Geometry, Pack, tokens_of
 from acestep_consumer.engine.renderer.denoising.packed_dit import Branch, Condition, PackedDit
-from acestep_consumer.policy.memory_budget import ENOUGH_TOKENS
+from acestep_consumer.policy.memory_budget import StepGraphLimits
 
 Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -27,32 +25,6 @@ Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # There is a graph for each multiple. The kernels of matrix products compute as many rows at once: the rest is free.
 _TOKENS = 128
 _MAX_BRANCHES = 72  # as many songs of ten seconds as there are tokens for, and what fills a pack up
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepGraphLimits:
-    """The largest pack that is stepped by a graph.
-
-    Attributes:
-        tokens: of all branches; each takes 50 KB, for a 2B model.
-        condition_tokens: of all conditions; each takes 100 KB.
-    """
-
-    tokens: int
-    condition_tokens: int
-
-    @classmethod
-    def on_a_device_with(cls, vram_gb: float) -> Self:
-        """Return the limits for a device with so much memory.
-
-        Where memory is scarce, packs that take longer to compute than to launch do without.
-        """
-        if vram_gb < _ROOMY_GB:
-            return cls(tokens=2304, condition_tokens=1024)
-        return cls(tokens=ENOUGH_TOKENS, condition_tokens=4608)
-
-
-_ROOMY_GB = 40.0
 
 
 class StepGraphs:

@@ -10,10 +10,11 @@ from itertools import accumulate
 
 import torch
 
-from acestep_consumer.engine.renderer.denoising.cuda_graphs import Flow, StepGraphLimits, StepGraphs
+from acestep_consumer.engine.renderer.denoising.cuda_graphs import Flow, StepGraphs
 from acestep_consumer.engine.renderer.denoising.pack import Pack, on_device
 from acestep_consumer.engine.renderer.denoising.packed_dit import Branch, PackedDit
 from acestep_consumer.engine.renderer.denoising.sample import Sample
+from acestep_consumer.policy.memory_budget import StepGraphLimits
 
 
 @dataclass(frozen=True, slots=True, eq=False)

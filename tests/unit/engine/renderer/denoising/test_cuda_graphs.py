@@ -6,14 +6,17 @@ A graph is for a CUDA device. Here the function that it would capture is called 
 
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from acestep_consumer.engine.renderer.denoising.cuda_graphs import StepGraphLimits, StepGraphs
+from acestep_consumer.engine.renderer.denoising.cuda_graphs import StepGraphs, _StepMemory
 from acestep_consumer.engine.renderer.denoising.packed_dit import Branch, PackedDit
 from acestep_consumer.engine.testing import tiny_checkpoint
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, GIB, DitSize
+from acestep_consumer.policy.memory_budget import StepGraphLimits
 
 CHANNELS, WIDTH = 4, 32
 LIMITS = StepGraphLimits.on_a_device_with(vram_gb=16)
@@ -81,6 +84,19 @@ def test_the_memory_of_the_graphs_is_told_from_the_first_pack_on_until_it_is_fre
     assert keys_and_values + latents_and_context < graphs.bytes < 1.5 * (keys_and_values + latents_and_context)
     graphs.clear()
     assert graphs.bytes == 0
+
+
+@pytest.mark.parametrize(("vram_gb", "gib"), [(16, 0.10), (39.5, 0.10), (40, 0.43), (141, 0.43)])
+@pytest.mark.parametrize("size", DIT_SIZES)
+def test_plan_counts_what_the_graphs_of_a_full_size_model_work_on(size: DitSize, vram_gb: float, gib: float) -> None:
+    config = SimpleNamespace(audio_acoustic_hidden_dim=64)
+    full: Any = SimpleNamespace(
+        dit=SimpleNamespace(config=config, head_dim=128), patch=2, device=torch.device("meta"), dtype=torch.bfloat16
+    )
+    limits = StepGraphLimits.on_a_device_with(vram_gb)
+    kv = torch.empty(size.layers, 2, 1, 8, 128, device="meta", dtype=torch.bfloat16)
+    assert size.graph_bytes(limits) == pytest.approx(_StepMemory(full, limits, kv).bytes, rel=1e-4)
+    assert size.graph_bytes(limits) / GIB == pytest.approx(gib * size.layers / DIT_2B.layers, abs=0.01)
 
 
 PACKS = [[750], [1, 33, 26], [750] * 6, [2] * 70, [768], [1535, 7], [13]]
