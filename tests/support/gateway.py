@@ -19,7 +19,15 @@ from acestep_consumer.domain.objects import ByteRange, ObjectAddress, ObjectCont
 from acestep_consumer.domain.ports import Objects
 from acestep_consumer.gateway.server import Gateway
 from acestep_schemas import examples
-from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent, unfinished_event
+from acestep_schemas.events import (
+    Completed,
+    JobCompleted,
+    JobEvent,
+    TerminalEvent,
+    Worker,
+    WorkerEvent,
+    unfinished_event,
+)
 from acestep_schemas.request import GenerationRequest
 from tests.support.waiting import eventually
 
@@ -201,6 +209,16 @@ def completed(task_id: str, songs: int = 1, **data: object) -> JobCompleted:
     request = GenerationRequest(prompt="jazz", lyrics="la la")
     changes = {"task_id": task_id, "audios": audios, "request": request, **data}
     return JobCompleted.of(examples.completed().data.model_copy(update=changes))
+
+
+def repainted(task_id: str, **data: object) -> JobCompleted:
+    """The terminal event of a song with files beside it, made from an earlier song; every file has an URL."""
+    whole = json.loads(examples.repainted().to_json())["data"]
+    (audio,) = whole["audios"]
+    for file in (audio, *audio["files"].values()):
+        file["uri"] = file["uri"].replace(whole["task_id"], task_id)
+        file["url"] = file["uri"].replace("s3://", "https://s3.example/") + "?X-Amz-Signature=0"
+    return JobCompleted.of(Completed.model_validate({**whole, "task_id": task_id, **data}))
 
 
 def unfinished(status: Any, task_id: str) -> TerminalEvent:

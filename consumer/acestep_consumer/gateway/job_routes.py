@@ -11,9 +11,10 @@ from aiohttp import web
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.gateway.answers import ApiError, dumps, envelope
 from acestep_consumer.gateway.auth import ApiKeyCheck
-from acestep_consumer.gateway.task_items import TaskView, file_url
+from acestep_consumer.gateway.result_folder import ResultFolder
+from acestep_consumer.gateway.task_items import INPUTS, TaskView, file_url, lyric_files, shown_edits
 from acestep_consumer.gateway.tasks import TaskStates, TerminalEvents
-from acestep_schemas.events import Completed, TerminalEvent
+from acestep_schemas.events import Audio, Completed, SongFiles, TerminalEvent
 
 KEEP_ALIVE_S: Final = 15.0
 """Proxies drop idle connections, and a write is how a closed one is noticed."""
@@ -33,12 +34,14 @@ class JobRoutes:
         keys: checks keys.
         tasks: the states of tasks.
         results: their manifests.
+        folder: where these are, which no client reads.
     """
 
-    def __init__(self, keys: ApiKeyCheck, tasks: TaskStates, results: TerminalEvents) -> None:
+    def __init__(self, keys: ApiKeyCheck, tasks: TaskStates, results: TerminalEvents, folder: ResultFolder) -> None:
         self._keys = keys
         self._tasks = tasks
         self._results = results
+        self._folder = folder
         self._streams = 0
         self._closing = asyncio.Event()
 
@@ -93,7 +96,7 @@ class JobRoutes:
             end = await self._results.find(task_id)
         except DownloadFailed as error:
             raise ApiError(HTTPStatus.BAD_GATEWAY, "the storage does not answer") from error
-        return None if end is None else _public(end)
+        return None if end is None else self._folder.hide(_public(end))
 
 
 def _shown(view: TaskView) -> dict[str, Any]:
@@ -114,10 +117,18 @@ def _public(end: TerminalEvent) -> dict[str, Any]:
     data = end.data
     if not isinstance(data, Completed):
         return data.model_dump(mode="json")
-    audios = [
-        {"file": file_url(data.task_id, audio), **audio.model_dump(mode="json", exclude={"uri", "url"})}
-        for audio in data.audios
-    ]
-    inputs = {"src_audio_path", "reference_audio_path"}
-    request = data.request.model_dump(mode="json", exclude_defaults=True, exclude=inputs)
-    return {**data.model_dump(mode="json", exclude={"audios", "request"}), "request": request, "audios": audios}
+    request = data.request.model_dump(mode="json", exclude_defaults=True, exclude=set(INPUTS))
+    shown = data.model_copy(update={"edits": shown_edits(data)}).model_dump(mode="json", exclude={"audios", "request"})
+    return {**shown, "request": request, "audios": [_public_audio(data.task_id, audio) for audio in data.audios]}
+
+
+def _public_audio(task_id: str, audio: Audio) -> dict[str, Any]:
+    places = {"uri", "url"}
+    shown = {"file": file_url(task_id, audio), **audio.model_dump(mode="json", exclude={*places, "files"})}
+    if audio.files is None:
+        return {**shown, "files": None}
+    files = audio.files.model_dump(mode="json", exclude=dict.fromkeys(SongFiles.model_fields, places))
+    sent = lyric_files(audio)
+    for kind, file in sent.items():
+        files[kind] = {"file": file_url(task_id, file), **files[kind]}
+    return {**shown, "files": files}

@@ -61,7 +61,9 @@ def _task_paths() -> dict[str, Any]:
         }
     )
     audio = _operation("Fetch a song", {"type": "string", "format": "binary"}, "401", content="audio/*")
-    audio["parameters"] = [_query("path", "As `file` in a result has it.", required=True)]
+    texts = dict.fromkeys(("text/plain", "text/vtt"), {"schema": {"type": "string"}})
+    audio["responses"]["200"]["content"] |= texts
+    audio["parameters"] = [_query("path", "As `file`, `lrc` or `vtt` in a result has it.", required=True)]
     cancel = _operation("Cancel a task", _enveloped("Accepted"), "401", "503")
     cancel["requestBody"] = _body({"task_id": {"type": "string"}})
     events = _operation("Follow a task", {"type": "string"}, "401", content="text/event-stream")
