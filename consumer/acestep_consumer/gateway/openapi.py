@@ -61,7 +61,7 @@ def _task_paths() -> dict[str, Any]:
         }
     )
     audio = _operation("Fetch a song", {"type": "string", "format": "binary"}, "401", content="audio/*")
-    texts = dict.fromkeys(("text/plain", "text/vtt"), {"schema": {"type": "string"}})
+    texts: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "text/vtt")}
     audio["responses"]["200"]["content"] |= texts
     audio["parameters"] = [_query("path", "As `file`, `lrc` or `vtt` in a result has it.", required=True)]
     cancel = _operation("Cancel a task", _enveloped("Accepted"), "401", "503")
