@@ -11,13 +11,14 @@ from typing import Any, cast
 import aiohttp
 from aiohttp.test_utils import TestServer
 
-from acestep_consumer.client import ClientError
+from acestep_consumer.client import ClientError, DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import Settings, load
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ByteRange, ObjectAddress, ObjectContent
 from acestep_consumer.domain.ports import Objects
 from acestep_consumer.gateway.server import Gateway
+from acestep_consumer.storage.lineage import Family
 from acestep_schemas import examples
 from acestep_schemas.events import (
     Completed,
@@ -97,6 +98,12 @@ class FakeResults:
         self.reads += 1
         await asyncio.sleep(0)
         return self.ends.get(task_id)
+
+    async def family(self, task_id: str) -> Family:
+        if self.away:
+            raise DownloadFailed("away")
+        ends = {each: end.data for each, end in self.ends.items() if isinstance(end, JobCompleted)}
+        return Family({task_id: None} | ends)
 
     @asynccontextmanager
     async def open(self, uri: str, span: ByteRange | None = None) -> AsyncIterator[_FakeStream]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/v1/jobs/{id}``: a task with its manifest, and its progress as server-sent events."""
+"""``/v1/jobs/{id}``: a task with its manifest, its progress as server-sent events, and its family."""
 
 import asyncio
 from contextlib import suppress
@@ -9,17 +9,20 @@ from typing import Any, Final
 from aiohttp import web
 
 from acestep_consumer.client.errors import DownloadFailed
+from acestep_consumer.client.results import Results
 from acestep_consumer.gateway.answers import ApiError, dumps, envelope
 from acestep_consumer.gateway.auth import ApiKeyCheck
 from acestep_consumer.gateway.result_folder import ResultFolder
 from acestep_consumer.gateway.task_items import INPUTS, TaskView, file_url, lyric_files, shown_edits
-from acestep_consumer.gateway.tasks import TaskStates, TerminalEvents
+from acestep_consumer.gateway.tasks import TaskStates
 from acestep_schemas.events import Audio, Completed, SongFiles, TerminalEvent
 
 KEEP_ALIVE_S: Final = 15.0
 """Proxies drop idle connections, and a write is how a closed one is noticed."""
 
 MAX_STREAMS: Final = 1_000
+_FAMILIES: Final = 4
+"""Families that are read at the same time: each takes up to a thousand reads of the storage, one after the other."""
 _EVENT_STREAM: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     # nginx would hold events back.
@@ -37,12 +40,13 @@ class JobRoutes:
         folder: where these are, which no client reads.
     """
 
-    def __init__(self, keys: ApiKeyCheck, tasks: TaskStates, results: TerminalEvents, folder: ResultFolder) -> None:
+    def __init__(self, keys: ApiKeyCheck, tasks: TaskStates, results: Results, folder: ResultFolder) -> None:
         self._keys = keys
         self._tasks = tasks
         self._results = results
         self._folder = folder
         self._streams = 0
+        self._families = asyncio.Semaphore(_FAMILIES)
         self._closing = asyncio.Event()
 
     async def show(self, request: web.Request) -> web.Response:
@@ -65,6 +69,19 @@ class JobRoutes:
         finally:
             self._streams -= 1
         return response
+
+    async def lineage(self, request: web.Request) -> web.Response:
+        """Tell what the task's songs come from, and what comes from them."""
+        self._keys.by_header(request)
+        task_id = request.match_info["task_id"]
+        try:
+            async with self._families:
+                family = await self._results.family(task_id)
+        except DownloadFailed as error:
+            raise ApiError(HTTPStatus.BAD_GATEWAY, "the storage does not answer") from error
+        if family.tasks[task_id] is None:
+            raise ApiError(HTTPStatus.NOT_FOUND, "there is no completed task of this id")
+        return envelope(family.listed(task_id, file_url))
 
     async def close(self, _: web.Application) -> None:
         """End open streams, which would delay the shutdown; browsers open them again by themselves."""

@@ -164,6 +164,7 @@ class Gateway:
         yield ApiRoute("DELETE", f"/release_task/{_TASK_ID}", tasks.delete)
         yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}", jobs.show)
         yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}/events", jobs.events)
+        yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}/lineage", jobs.lineage)
         yield ApiRoute("POST", "/create_random_sample", samples.random)
         yield ApiRoute("POST", "/format_input", samples.format)
         yield ApiRoute("POST", "/v1/create_sample", samples.create)

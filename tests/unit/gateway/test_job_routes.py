@@ -8,7 +8,7 @@ import pytest
 
 from acestep_consumer.gateway.result_folder import ResultFolder
 from acestep_schemas.events import Unfinished, unfinished_event
-from tests.support.gateway import completed, gateway, progress, repainted, settings_of, started, unfinished
+from tests.support.gateway import KEY, completed, gateway, progress, repainted, settings_of, started, unfinished
 from tests.support.waiting import WITHIN_S, eventually
 
 
@@ -48,6 +48,23 @@ async def test_files_beside_a_song_are_told_by_the_address_to_fetch_them_from_an
         assert "0.lrc" in told
         for text in (json.dumps(answer), told):
             assert not any(address in text for address in ("s3://", "https://", "X-Amz"))
+
+
+async def test_the_family_of_a_task_is_told_with_songs_to_fetch() -> None:
+    async with gateway() as served:
+        served.results.ends = {"order-4710": completed("order-4710"), "made": repainted("made")}
+        status, answer = await served.get("/v1/jobs/order-4710/lineage")
+        assert (status, answer["data"]["task_id"], answer["data"]["complete"]) == (200, "order-4710", True)
+        first, made = answer["data"]["tasks"]
+        assert (first["task_id"], first["task_type"], first["parents"]) == ("order-4710", "text2music", [])
+        assert (made["task_id"], made["songs"]) == ("made", ["/v1/audio?path=%2Fmade%2F0.flac"])
+        assert made["parents"] == [{"task_id": "order-4710", "index": 0, "field": "source_task_id"}]
+        assert "s3://" not in json.dumps(answer)
+        assert (await served.get("/v1/jobs/never/lineage"))[0] == 404
+        served.results.away = True
+        assert (await served.get("/v1/jobs/made/lineage"))[0] == 502
+    async with gateway(ACESTEP_API_KEY=KEY) as served:
+        assert (await served.get("/v1/jobs/made/lineage"))[0] == 401
 
 
 async def test_no_text_of_an_event_names_the_bucket_and_none_the_audio_that_others_sent() -> None:
