@@ -16,6 +16,7 @@ from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, parse
 
 if TYPE_CHECKING:
     from acestep_consumer.config.settings import StorageSettings
+    from acestep_consumer.storage.lineage import Family
 
 
 class Results:
@@ -43,6 +44,23 @@ class Results:
         except (ValueError, StorageUnavailable) as error:
             raise DownloadFailed(str(error)) from error
         return None if found is None else _event(address, found.body)
+
+    async def family(self, task_id: str) -> "Family":
+        """Return a task's ancestors and descendants, itself among them.
+
+        Raises:
+            DownloadFailed: as for ``find``.
+        """
+        # structlog, which no producer needs.
+        from acestep_consumer.storage.lineage import family_of  # noqa: PLC0415
+        from acestep_consumer.storage.results import ResultStore  # noqa: PLC0415
+
+        if not _TASK_ID.fullmatch(task_id):
+            raise DownloadFailed(f"{task_id[:128]!r} is not a task id")
+        try:
+            return await family_of(task_id, ResultStore(await self.objects(), self._settings))
+        except StorageUnavailable as error:
+            raise DownloadFailed(str(error)) from error
 
     @asynccontextmanager
     async def open(self, uri: str, span: ByteRange | None = None) -> AsyncIterator[ObjectStream]:
