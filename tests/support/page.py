@@ -66,6 +66,17 @@ class ServedPage:
         }
         return replaced(examples.completed().data.audios[0], facts | audio)
 
+    def lyric_files(self, task_id: str, index: int = 0, *, folder: str = "") -> dict[str, Any]:
+        """Store the lyrics of a song with times; returns ``files`` of its entry. ``folder``: of another job."""
+        texts = {"lrc": "[00:01.00]Rain\n", "vtt": "WEBVTT\n\n00:01.000 --> 00:04.000\nRain\n"}
+        found: dict[str, Any] = {}
+        for kind, text in texts.items():
+            body, uri = text.encode(), f"s3://acestep/jobs/{folder or task_id}/{index}.{kind}"
+            self.results.stored[uri] = body
+            digest = hashlib.sha256(body).hexdigest()
+            found[kind] = {"uri": uri, "content_type": "text/html", "bytes": len(body), "sha256": digest}
+        return found
+
     def complete(
         self,
         task_id: str,

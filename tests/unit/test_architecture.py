@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "multi_gpu": "config",
     "worker": "broker config domain engine execution multi_gpu observability storage schemas",
     "client": "broker config domain storage schemas",
-    "webui": "audio client config domain schemas",
+    "webui": "audio client config domain policy schemas",
     "gateway": "broker client config domain observability webui schemas",
     "commands": "audio broker client config domain engine execution gateway multi_gpu observability policy "
     "storage webui schemas",

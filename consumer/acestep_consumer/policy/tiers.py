@@ -4,11 +4,14 @@
 The built-in rows are the limits of ACE-Step 1.5's own server as of February 2026; those of June ship beside them.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from acestep_consumer.policy.toml_tables import read_table
+from acestep_schemas.request import FieldProblem, GenerationRequest
 
 MIN_DURATION_S, MAX_DURATION_S = 10, 600
 DEFAULT_DURATION_S = 120.0
@@ -19,6 +22,9 @@ OFFLOAD_BELOW_GB = 15.5
 
 LMS = ("acestep-5Hz-lm-0.6B", "acestep-5Hz-lm-1.7B", "acestep-5Hz-lm-4B")
 LM_MEMORY_GB = dict(zip(LMS, (3.0, 8.0, 12.0), strict=True))
+
+
+_WIDEST: Final = (("audio_duration", 0, MAX_DURATION_S), ("batch_size", 1, MAX_BATCH), ("candidates", 1, MAX_BATCH))
 
 
 class TierTableError(Exception):
@@ -43,6 +49,15 @@ class Tier(BaseModel):
     def holds(self, vram_gb: float) -> bool:
         """Whether a GPU with this memory belongs to this tier or a smaller one."""
         return vram_gb < self.max_vram_gb if self.exclusive else vram_gb <= self.max_vram_gb
+
+
+def beyond_every_tier(request: GenerationRequest) -> Iterator[FieldProblem]:
+    """Yield the fields that no tier allows: a table of one's own cannot allow more than the largest one here."""
+    for name, least, most in _WIDEST:
+        # It says the same as candidates.
+        value = None if name == "batch_size" and request.candidates else getattr(request, name)
+        if value is not None and not least <= value <= most:
+            yield FieldProblem(field=name, value=f"{value:g}", rule=f"must be {least} to {most}")
 
 
 class TierTable(BaseModel):

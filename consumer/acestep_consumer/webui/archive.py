@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.ports import ObjectStream
 from acestep_consumer.webui.audio_proxy import AudioProxy, SongUnavailable
-from acestep_consumer.webui.job_view import file_name
-from acestep_schemas.events import Audio
+from acestep_consumer.webui.job_view import file_name, lyric_files
+from acestep_schemas.events import Audio, FileObject
 
 CONTENT_TYPE: Final = "application/zip"
 
@@ -28,26 +28,32 @@ class ArchiveIncomplete(Exception):
 
 
 async def archive(proxy: AudioProxy, songs: Sequence[ArchivedSong]) -> AsyncIterator[bytes]:
-    """Yield a ZIP file of the songs, which is stored, not compressed. A song that is gone is a text that says why.
+    """Yield a ZIP file of the songs and their lyrics with times, which are stored, not compressed.
+
+    A file that is gone is a text that says why.
 
     Raises:
         ArchiveIncomplete: see there.
     """
     written = _Output()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as file:
-        for song in songs:
-            name = file_name(song.task_id, song.audio)
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as zipped:
+        for task_id, file in ((song.task_id, file) for song in songs for file in _files(song.audio)):
+            name = file_name(task_id, file)
             try:
-                proxy.check(song.task_id, song.audio)
-                async with proxy.opened(song.audio) as stream:
-                    with file.open(_entry(name, song.audio.bytes), "w") as entry:
+                proxy.check(task_id, file)
+                async with proxy.opened(file) as stream:
+                    with zipped.open(_entry(name, file.bytes), "w") as entry:
                         async for chunk in _read(stream):
                             entry.write(chunk)
                             yield written.take()
             except SongUnavailable as error:
-                file.writestr(_entry(f"{name}.missing.txt", 0), f"{error}\n")
+                zipped.writestr(_entry(f"{name}.missing.txt", 0), f"{error}\n")
             yield written.take()
     yield written.take()
+
+
+def _files(audio: Audio) -> tuple[Audio | FileObject, ...]:
+    return (audio, *lyric_files(audio).values())
 
 
 async def _read(stream: ObjectStream) -> AsyncIterator[bytes]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proxies songs from storage to browsers: only objects that a terminal event names, whole or the requested range."""
+"""Proxies songs and lyrics from storage to browsers: only objects that a terminal event names, whole or a range."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,12 +15,13 @@ from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ByteRange
 from acestep_consumer.domain.ports import ObjectStream
-from acestep_consumer.webui.job_view import content_type_of
-from acestep_schemas.events import Audio, JobCompleted
+from acestep_consumer.webui.job_view import content_type_of, lyric_files
+from acestep_schemas.events import Audio, FileObject, JobCompleted
 
 STALL_S: Final = 30.0
 """Longest time that a player may take nothing: each one holds one of the few connections to storage."""
 
+StoredFile = Audio | FileObject
 KnownSongs = Callable[[str], Sequence[Audio] | None]
 
 
@@ -55,32 +56,40 @@ class AudioProxy:
         self.check(task_id, audios[index])
         return audios[index]
 
-    def check(self, task_id: str, audio: Audio) -> None:
-        """Raise ``SongUnavailable`` unless the song is in its job's folder."""
-        if not self._is_in_folder(task_id, audio.uri):
-            raise SongUnavailable(HTTPStatus.FORBIDDEN, f"{audio.uri} is outside of this job's folder")
+    async def find_lyrics(self, task_id: str, index: int, kind: str) -> FileObject:
+        """Return the lyrics of a song with times, ``lrc`` or ``vtt``. Raises ``SongUnavailable``."""
+        file = lyric_files(await self.find(task_id, index)).get(kind)
+        if file is None:
+            raise SongUnavailable(HTTPStatus.NOT_FOUND, f"song {index + 1} of {task_id} has no lyrics with times")
+        self.check(task_id, file)
+        return file
 
-    async def send(self, request: web.Request, audio: Audio, name: str | None) -> web.StreamResponse:
-        """Answer with the song or the requested range of it. ``name``: the file name to save it under.
+    def check(self, task_id: str, file: StoredFile) -> None:
+        """Raise ``SongUnavailable`` unless the file is in its job's folder."""
+        if not self._is_in_folder(task_id, file.uri):
+            raise SongUnavailable(HTTPStatus.FORBIDDEN, f"{file.uri} is outside of this job's folder")
+
+    async def send(self, request: web.Request, file: StoredFile, name: str | None) -> web.StreamResponse:
+        """Answer with the file or the requested range of it. ``name``: the file name to save it under.
 
         Raises:
             SongUnavailable: it cannot be fetched from storage.
         """
-        tag = f'"{audio.sha256}"'
-        headers = _headers(audio, tag, name)
+        tag = f'"{file.sha256}"'
+        headers = _headers(file, tag, name)
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
         try:
-            span = _span(request, audio.bytes, tag)
+            span = _span(request, file.bytes, tag)
         except ValueError:
             return web.Response(
                 status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                headers=headers | {"Content-Range": f"bytes */{audio.bytes}"},
+                headers=headers | {"Content-Range": f"bytes */{file.bytes}"},
             )
-        response = _response(audio, span, headers)
+        response = _response(file, span, headers)
         if request.method == "HEAD":
             return response
-        async with self.opened(audio, span) as stream:
+        async with self.opened(file, span) as stream:
             try:
                 await response.prepare(request)
                 async for chunk in stream:
@@ -94,20 +103,20 @@ class AudioProxy:
         return response
 
     @asynccontextmanager
-    async def opened(self, audio: Audio, span: ByteRange | None = None) -> AsyncIterator[ObjectStream]:
-        """Open a song, or ``span`` of it, for reading.
+    async def opened(self, file: StoredFile, span: ByteRange | None = None) -> AsyncIterator[ObjectStream]:
+        """Open a file, or ``span`` of it, for reading.
 
         Raises:
             SongUnavailable: it cannot be fetched from storage.
             StorageUnavailable: storage failed in the middle of it.
         """
         try:
-            async with self._results.open(audio.uri, span) as stream:
-                if stream.size != audio.bytes:
-                    raise SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(audio))
+            async with self._results.open(file.uri, span) as stream:
+                if stream.size != file.bytes:
+                    raise SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(file))
                 yield stream
         except StorageRefused as error:
-            raise _refused(audio, error) from error
+            raise _refused(file, error) from error
         except StorageUnavailable as error:
             raise SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {error}") from error
 
@@ -124,12 +133,12 @@ class AudioProxy:
         return uri.startswith(f"s3://{folder}/") and ".." not in uri
 
 
-def _headers(audio: Audio, tag: str, name: str | None) -> dict[str, str]:
+def _headers(file: StoredFile, tag: str, name: str | None) -> dict[str, str]:
     headers = {
         "Accept-Ranges": "bytes",
         # Songs are written once. The browser's cache answers the second request, for the waveform.
         "Cache-Control": "private, max-age=86400, immutable",
-        "Content-Type": content_type_of(audio),
+        "Content-Type": content_type_of(file),
         "ETag": tag,
     }
     return headers | ({"Content-Disposition": f'attachment; filename="{name}"'} if name else {})
@@ -149,22 +158,22 @@ def _span(request: web.Request, size: int, tag: str) -> ByteRange | None:
     return ByteRange(first, stop - 1)
 
 
-def _response(audio: Audio, span: ByteRange | None, headers: dict[str, str]) -> web.StreamResponse:
+def _response(file: StoredFile, span: ByteRange | None, headers: dict[str, str]) -> web.StreamResponse:
     status = HTTPStatus.PARTIAL_CONTENT if span else HTTPStatus.OK
     response = web.StreamResponse(status=status, headers=headers)
-    response.content_length = span.bytes if span else audio.bytes
+    response.content_length = span.bytes if span else file.bytes
     if span:
-        response.headers["Content-Range"] = f"bytes {span.first}-{span.last}/{audio.bytes}"
+        response.headers["Content-Range"] = f"bytes {span.first}-{span.last}/{file.bytes}"
     return response
 
 
-def _refused(audio: Audio, error: StorageRefused) -> SongUnavailable:
+def _refused(file: StoredFile, error: StorageRefused) -> SongUnavailable:
     if error.missing:
-        return SongUnavailable(HTTPStatus.NOT_FOUND, f"{audio.uri} was deleted")
+        return SongUnavailable(HTTPStatus.NOT_FOUND, f"{file.uri} was deleted")
     if error.reason == "InvalidRange":
-        return SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(audio))
+        return SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(file))
     return SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage refuses {error}")
 
 
-def _changed(audio: Audio) -> str:
-    return f"{audio.uri} does not have the size in its event: it was changed"
+def _changed(file: StoredFile) -> str:
+    return f"{file.uri} does not have the size in its event: it was changed"

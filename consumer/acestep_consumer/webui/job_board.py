@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from acestep_consumer.client import DownloadFailed
 from acestep_consumer.client.estimate import RetryAfter
 from acestep_consumer.client.results import Results
-from acestep_consumer.webui.job_view import JobView, request_shown, updated
+from acestep_consumer.webui.job_request import JobRequest
+from acestep_consumer.webui.job_view import JobView, updated, with_request
 from acestep_consumer.webui.waiting import Place, WaitingPlaces, WorkerRegister, WorkersView
 from acestep_schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, WorkerEvent
 from acestep_schemas.request import GenerationRequest
@@ -120,6 +121,11 @@ class JobBoard:
         """Return what is known of a job; None: unknown or forgotten."""
         return self._views.get(task_id)
 
+    def request_of(self, task_id: str) -> JobRequest | None:
+        """Return the request of a job; None: unknown or forgotten."""
+        view = self._views.get(task_id)
+        return None if view is None else view.job_request
+
     def audios_of(self, task_id: str) -> tuple[Audio, ...] | None:
         """Return the songs of a job; None: unknown or forgotten."""
         view = self._views.get(task_id)
@@ -145,8 +151,8 @@ class JobBoard:
 
     def add_request(self, task_id: str, request: GenerationRequest) -> None:
         """Show a job that is about to be submitted from the page."""
-        shown = {"request": request_shown(request), "sending": True}
-        self._put(self._new(task_id, self._clock()).model_copy(update=shown))
+        view = self._new(task_id, self._clock()).model_copy(update={"sending": True})
+        self._put(with_request(view, request))
 
     def add_worker(self, event: WorkerEvent) -> None:
         """Take a worker's announcement into account."""

@@ -12,6 +12,8 @@ from typing import Annotated, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.domain.audio_codes import parse_codes
+from acestep_consumer.webui.job_request import JobRequest, plain
 from acestep_schemas.events import (
     MAX_PEAKS,
     Adjustment,
@@ -19,6 +21,7 @@ from acestep_schemas.events import (
     Completed,
     Edit,
     ErrorReport,
+    FileObject,
     JobCompleted,
     JobEvent,
     JobProgress,
@@ -36,8 +39,8 @@ _MAX_LINES: Final = 2_000
 _T = TypeVar("_T")
 State = Literal["waiting", "running", "completed", "failed", "rejected", "cancelled", "expired"]
 
-# The id is shown elsewhere, the seeds say whether they are random, and nobody reads a quarter of a megabyte of codes.
-_HIDDEN: Final = {"task_id", "use_random_seed", "audio_code_string"}
+# Known by name: what an event says of a type could make a browser run the file.
+_LYRIC_TYPES: Final = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -77,7 +80,8 @@ class SongView(BaseModel):
     """A song as the page needs it.
 
     ``seed`` is text, because JavaScript rounds numbers above 2^53. ``peaks`` as in ``Audio``; empty: none. ``track`` is
-    a stem's class. ``latents``: they are kept, so that a song made from this one starts from them.
+    a stem's class. ``latents``: they are kept, so that a song made from this one starts from them. ``lyric_files`` are
+    the kinds that there are.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -95,6 +99,7 @@ class SongView(BaseModel):
     lyric_score: float | None = None
     track: str = ""
     latents: bool = False
+    lyric_files: tuple[str, ...] = ()
 
 
 _LYRICS: Final = TypeAdapter(Annotated[tuple[LineView, ...], Field(max_length=_MAX_LINES)])
@@ -111,6 +116,8 @@ class JobView(BaseModel):
         received: this server's clock when the latest event arrived.
         sending: it was submitted from the page, and the broker has not confirmed it yet.
         unsure: it was submitted from the page, and whether the broker accepted it is not known.
+        codes: how many audio codes the request has.
+        asked: the request itself; not sent to browsers, of which few read a quarter of a megabyte of codes.
         audios: not sent to browsers, which need not know where songs are stored.
     """
 
@@ -126,6 +133,7 @@ class JobView(BaseModel):
     sending: bool = False
     unsure: bool = False
     request: dict[str, JsonValue] | None = None
+    codes: int = 0
     attempt: int = 0
     worker_id: str = ""
     model: ModelChoice | None = None
@@ -143,7 +151,13 @@ class JobView(BaseModel):
     metas: Metas | None = None
     timings: Timings | None = None
     error: ErrorReport | None = None
+    asked: GenerationRequest | None = Field(default=None, exclude=True)
     audios: tuple[Audio, ...] = Field(default=(), exclude=True)
+
+    @property
+    def job_request(self) -> JobRequest | None:
+        """Its request with all that counts when it is sent again; None: not known."""
+        return None if self.asked is None else JobRequest(self.asked, self.parents, self.edits)
 
     @property
     def ended(self) -> bool:
@@ -159,7 +173,7 @@ def updated(view: JobView, event: JobEvent, received: datetime) -> JobView:
         case JobProgress():
             return view if view.ended else _progressed(view, event, received)
         case JobCompleted(data=data):
-            changes = _completed(data)
+            view, changes = with_request(view, data.request), _completed(data)
         case _:
             changes = _unfinished(event.data)
     bookkeeping = {"changed": event.time, "received": received, "remaining_s": None}
@@ -167,22 +181,29 @@ def updated(view: JobView, event: JobEvent, received: datetime) -> JobView:
     return view.model_copy(update=changes | bookkeeping | settled)
 
 
-def request_shown(request: GenerationRequest) -> dict[str, JsonValue]:
-    """Return the fields that differ from their defaults."""
-    shown: dict[str, JsonValue] = request.model_dump(mode="json", exclude_defaults=True, exclude=_HIDDEN)
-    if request.seed:
-        shown["seed"] = ", ".join(map(str, request.seed))
-    return shown
+def with_request(view: JobView, request: GenerationRequest) -> JobView:
+    """Return the view with a request: its fields that differ from their defaults, and the number of its codes."""
+    shown = plain(request)
+    codes = len(parse_codes(str(shown.pop("audio_code_string", ""))))
+    return view.model_copy(update={"request": shown, "codes": codes, "asked": request})
 
 
-def file_name(task_id: str, audio: Audio) -> str:
-    """Return a file name to save the song under, without characters that an event could misuse."""
-    return _UNSAFE.sub("_", f"{task_id}-{PurePosixPath(audio.uri).name}")
+def file_name(task_id: str, file: Audio | FileObject) -> str:
+    """Return a file name to save it under, without characters that an event could misuse."""
+    return _UNSAFE.sub("_", f"{task_id}-{PurePosixPath(file.uri).name}")
 
 
-def content_type_of(audio: Audio) -> str:
-    """Return the song's media type by its format: the type in an event could make a browser run it."""
-    return FORMATS[audio.format].content_type if audio.format in FORMATS else _UNKNOWN_TYPE
+def content_type_of(file: Audio | FileObject) -> str:
+    """Return the media type of a song by its format, and of lyrics by their name."""
+    if isinstance(file, FileObject):
+        return _LYRIC_TYPES.get(PurePosixPath(file.uri).suffix[1:], _UNKNOWN_TYPE)
+    return FORMATS[file.format].content_type if file.format in FORMATS else _UNKNOWN_TYPE
+
+
+def lyric_files(audio: Audio) -> dict[str, FileObject]:
+    """Return the files beside a song that hold its lyrics with times, by their kind: ``lrc``, ``vtt``."""
+    files = ((kind, getattr(audio.files, kind, None)) for kind in _LYRIC_TYPES)
+    return {kind: file for kind, file in files if file is not None}
 
 
 def _is_outdated(view: JobView, event: JobStarted) -> bool:
@@ -193,15 +214,15 @@ def _is_outdated(view: JobView, event: JobStarted) -> bool:
 def _started(view: JobView, event: JobStarted, received: datetime) -> JobView:
     again = JobView(
         task_id=view.task_id, number=view.number, since=view.since, changed=event.time, received=received,
-        request=view.request, stopping=view.stopping and not view.ended,
+        request=view.request, codes=view.codes, asked=view.asked, stopping=view.stopping and not view.ended,
     )  # fmt: skip
     data = event.data
     # The words as they were submitted from this page are what its reader knows; a worker's are those of others.
-    request = view.request or (request_shown(data.request) if data.request else None)
+    if view.asked is None and data.request is not None:
+        again = with_request(again, data.request)
     return again.model_copy(
         update={
             "state": "running",
-            "request": request,
             "attempt": data.attempt,
             "worker_id": data.worker_id,
             "model": data.model,
@@ -225,7 +246,6 @@ def _completed(data: Completed) -> dict[str, object]:
         "state": "completed",
         "attempt": data.attempt,
         "worker_id": data.worker_id,
-        "request": request_shown(data.request),
         "model": data.model,
         "lm": data.lm,
         "progress": 1.0,
@@ -271,6 +291,7 @@ def _song(task_id: str, audio: Audio) -> SongView:
         lyric_score=_finite(audio.lyric_score),
         track=(audio.track or "")[:100],
         latents=bool(audio.files and audio.files.latents),
+        lyric_files=tuple(lyric_files(audio)),
     )
 
 

@@ -17,12 +17,15 @@ from acestep_consumer.client import ClientError, DownloadFailed, QueueFull, Unre
 from acestep_consumer.client.results import Results
 from acestep_consumer.domain import edits
 from acestep_consumer.domain.errors import InvalidRequest
+from acestep_consumer.policy.tiers import beyond_every_tier
 from acestep_consumer.webui.archive import CONTENT_TYPE, ArchivedSong, ArchiveIncomplete, archive
 from acestep_consumer.webui.audio_proxy import STALL_S, AudioProxy, SongUnavailable
 from acestep_consumer.webui.job_board import JobBoard, UpdateFeed
+from acestep_consumer.webui.job_request import JobRequest
 from acestep_consumer.webui.job_view import file_name
 from acestep_consumer.webui.origin_check import OriginCheck, add_headers
 from acestep_schemas.coerce import LANGUAGES
+from acestep_schemas.events import JobCompleted
 from acestep_schemas.request import (
     EMBEDDED_AUDIO,
     TASK_ID_PATTERN,
@@ -100,6 +103,8 @@ class PageServer:
         yield "GET", "/options", self._options
         yield "GET", "/songs.zip", self._archive
         yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}", self._audio
+        yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}/{{kind:lrc|vtt}}", self._lyrics
+        yield "GET", f"/jobs/{_TASK_ID}/request", self._request
         yield "POST", "/jobs", self._submit
         yield "POST", f"/jobs/{_TASK_ID}/cancel", self._cancel
         yield "POST", f"/jobs/{_TASK_ID}/show", self._show
@@ -142,9 +147,43 @@ class PageServer:
         except SongUnavailable as error:
             return web.Response(status=error.status, text=f"{error}\n")
 
+    async def _lyrics(self, request: web.Request) -> web.StreamResponse:
+        task_id, index = request.match_info["task_id"], int(request.match_info["index"])
+        try:
+            file = await self._songs.find_lyrics(task_id, index, request.match_info["kind"])
+            return await self._songs.send(request, file, file_name(task_id, file))
+        except SongUnavailable as error:
+            return web.Response(status=error.status, text=f"{error}\n")
+
     async def _options(self, _: web.Request) -> web.Response:
         """Tell which fields requests of this version have, for the controls of the form."""
         return web.json_response({"fields": sorted(FIELDS), "languages": list(LANGUAGES)})
+
+    async def _request(self, request: web.Request) -> web.Response:
+        """Send the whole request of a job, or with ``?another`` the one that makes another song like it."""
+        task_id = request.match_info["task_id"]
+        try:
+            found = await self._request_of(task_id)
+            if found is None:
+                return _unknown(task_id)
+            source = await self._request_of(found.request.source_task_id)
+            named = source.request if source is not None else None
+            if "another" in request.query:
+                return web.json_response({"request": found.another(named, await self._request_of(found.draft))})
+            return web.json_response({"request": found.whole(named)})
+        except DownloadFailed as error:
+            return _problem(HTTPStatus.BAD_GATEWAY, "storage", str(error))
+
+    async def _request_of(self, task_id: str | None) -> JobRequest | None:
+        """Return the request of a job on the page, or of one in storage that has songs. Raises ``DownloadFailed``."""
+        if task_id is None:
+            return None
+        if (found := self._board.request_of(task_id)) is not None:
+            return found
+        end = await self._results.find(task_id)
+        if not isinstance(end, JobCompleted):
+            return None
+        return JobRequest(end.data.request, end.data.parents, end.data.edits)
 
     async def _archive(self, request: web.Request) -> web.StreamResponse:
         """Send the songs of the jobs ``?board=EPOCH&jobs=1.2.3``, by their numbers, as one ZIP file."""
@@ -216,8 +255,7 @@ class PageServer:
             except DownloadFailed as error:
                 return _problem(HTTPStatus.BAD_GATEWAY, "storage", str(error))
             if end is None:
-                text = f"no job {task_id} has ended: it is still queued or running, or the id is wrong"
-                return _problem(HTTPStatus.NOT_FOUND, "unknown_job", text)
+                return _unknown(task_id)
             self._board.add_event(end)
         return web.json_response({"task_id": task_id})
 
@@ -251,6 +289,11 @@ def _client_error(error: ClientError) -> web.Response:
     return _problem(HTTPStatus.BAD_GATEWAY, "unreachable", str(error))
 
 
+def _unknown(task_id: str) -> web.Response:
+    text = f"no job {task_id} has ended: it is still queued or running, or the id is wrong"
+    return _problem(HTTPStatus.NOT_FOUND, "unknown_job", text)
+
+
 def _problem(status: HTTPStatus, code: str, message: str, **more: object) -> web.Response:
     return web.json_response({"error": {"code": code, "message": message, **more}}, status=status)
 
@@ -282,4 +325,7 @@ def read_form(body: object) -> tuple[dict[str, object], GenerationRequest]:
     ):
         raise RequestInvalid((FieldProblem(field="prompt", value="", rule="must describe the music"),))
     edits.check(request)
+    beyond = tuple(beyond_every_tier(request))
+    if beyond and not ("on_limit" in given and request.on_limit == "clamp"):
+        raise RequestInvalid(beyond)
     return {**given, "task_id": request.task_id or str(uuid4())}, request

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from acestep_consumer.webui.job_view import JobView, SongView, content_type_of, file_name, request_shown, updated
+from acestep_consumer.webui.job_view import JobView, SongView, content_type_of, file_name, updated, with_request
 from acestep_schemas import examples
 from acestep_schemas.events import (
     Audio,
@@ -71,7 +71,8 @@ def test_a_seed_survives_a_browser_that_counts_in_floating_point() -> None:
     audio = event.data.audios[0].model_copy(update={"seed": 2**63 - 1})
     view = after(JobCompleted.of(event.data.model_copy(update={"audios": (audio,)})))
     assert view.songs[0].seed == "9223372036854775807"
-    assert request_shown(GenerationRequest(seed=(2**63 - 1, 2)))["seed"] == "9223372036854775807, 2"
+    shown = with_request(BLANK, GenerationRequest(seed=(2**63 - 1, 2), retake_seed=2**62 + 1)).request
+    assert shown == {"seed": "9223372036854775807, 2", "retake_seed": "4611686018427387905"}
 
 
 def test_an_unfinished_job_keeps_what_was_known_and_shows_why() -> None:
@@ -107,9 +108,21 @@ def test_a_file_name_has_no_room_for_a_header_or_a_path() -> None:
     assert file_name("job", audio) == "job-x___Set-Cookie___.mp3"
 
 
-def test_only_what_differs_from_the_defaults_is_shown_of_a_request() -> None:
-    request = GenerationRequest(task_id="t", prompt="jazz", audio_code_string="<|audio_code_1|>", thinking=True)
-    assert request_shown(request) == {"prompt": "jazz", "thinking": True}
+def test_what_differs_from_the_defaults_is_shown_of_a_request_and_its_codes_are_counted() -> None:
+    request = GenerationRequest(
+        task_id="t", prompt="jazz", audio_code_string="<|audio_code_1|><|audio_code_20|>", thinking=True
+    )
+    view = with_request(BLANK, request)
+    assert (view.request, view.codes) == ({"prompt": "jazz", "thinking": True}, 2)
+    assert "audio_code_" not in view.model_dump_json()
+    assert view.job_request is not None
+    assert view.job_request.request is request
+
+
+def test_a_request_from_the_page_keeps_its_codes_which_the_event_of_its_start_does_not_have() -> None:
+    asked = GenerationRequest(prompt="jazz", audio_code_string="<|audio_code_1|>")
+    view = after(JobStarted.of(examples.started().data), view=with_request(BLANK, asked))
+    assert (view.state, view.codes, view.asked) == ("running", 1, asked)
 
 
 def test_a_song_is_sent_as_what_its_format_is_whatever_its_event_says() -> None:

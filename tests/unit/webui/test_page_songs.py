@@ -3,13 +3,14 @@
 
 import json
 import shlex
+import zipfile
 from typing import Any
 
 import pytest
 from playwright.async_api import Page, expect
 
 from acestep_schemas import examples
-from acestep_schemas.events import WorkerEvent
+from acestep_schemas.events import JobCompleted, WorkerEvent
 from acestep_schemas.request import GenerationRequest
 from tests.support.browser import OpenTab, holds
 from tests.support.page import row, sent, served_page
@@ -233,6 +234,117 @@ async def test_a_request_is_edited_with_every_field_also_those_without_a_control
             }
             await page.get_by_role("button", name="Leave these out", exact=True).click()
             assert "guidance_scale" not in await sent(page, served)
+
+
+async def test_lyrics_with_times_are_downloaded_beside_a_song_and_in_the_archive_of_all(tab: OpenTab) -> None:
+    async with served_page() as served:
+        served.complete("sung", served.song("sung", lyrics=LYRICS, files=served.lyric_files("sung")))
+        away = served.song("away", files=served.lyric_files("away", folder="sung/../../private"))
+        served.complete("away", away)
+        served.complete("bare", served.song("bare"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            for name in ("sung", "away", "bare"):
+                await opened(page, name)
+            for kind in ("lrc", "vtt"):
+                name = f"Lyrics ({kind.upper()}): the song: sung"
+                link = row(page, "sung").get_by_role("link", name=name, exact=True)
+                async with page.expect_download() as saving:
+                    await link.click()
+                saved = await saving.value
+                assert saved.suggested_filename == f"sung-0.{kind}"
+                assert (await saved.path()).read_bytes() == served.results.stored[f"s3://acestep/jobs/sung/0.{kind}"]
+                await expect(row(page, "bare").locator(f".{kind}")).to_be_hidden()
+            types = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
+            for path, status in (("sung/0/lrc", 200), ("sung/0/vtt", 200), ("away/0/lrc", 403), ("bare/0/vtt", 404)):
+                answer = await page.request.get(f"{served.url}/audio/{path}")
+                assert answer.status == status, path
+                if status == 200:
+                    assert answer.headers["content-type"] == types[path[-3:]]
+            async with page.expect_download() as saving:
+                await page.locator("#download-all").click()
+            with zipfile.ZipFile(await (await saving.value).path()) as archive:
+                assert archive.testzip() is None
+                missing = [f"away-0.{kind}.missing.txt" for kind in ("lrc", "vtt")]
+                songs = ["sung-0.wav", "sung-0.lrc", "sung-0.vtt", "away-0.wav", *missing, "bare-0.wav"]
+                assert archive.namelist() == songs
+                assert archive.read("sung-0.vtt").startswith(b"WEBVTT")
+
+
+CODES = "<|audio_code_1|><|audio_code_20|><|audio_code_300|>"
+
+
+async def copied(page: Page, task_id: str) -> Any:
+    """Copy a job's request as JSON; returns it."""
+    await page.evaluate("navigator.clipboard.writeText('')")
+    await row(page, task_id).get_by_role("button", name="Copy as JSON").click()
+    await holds(page, "navigator.clipboard.readText()")
+    return json.loads(await page.evaluate("navigator.clipboard.readText()"))
+
+
+async def test_a_song_from_audio_codes_is_copied_edited_and_made_again_with_them(tab: OpenTab) -> None:
+    request = {"prompt": "jazz", "audio_code_string": CODES, "seed": [2**63 - 1]}
+    async with served_page() as served:
+        served.complete("one", served.song("one"), request=request)
+        async with tab(served.url, permissions=["clipboard-read", "clipboard-write"]) as browser:
+            page = browser.page
+            await opened(page, "one")
+            await expect(row(page, "one").locator(".words dl")).to_contain_text("audio codes3 codes")
+            again = {"prompt": "jazz", "audio_code_string": CODES}
+            assert await copied(page, "one") == again | {"seed": str(2**63 - 1)}
+            await row(page, "one").get_by_role("button", name="Make another").click()
+            await expect(row(page, "one").locator(".said")).to_have_text("Sent: jazz")
+            published = {name: value for name, value in served.client.published[0].items() if name != "task_id"}
+            assert published == again
+            await row(page, "one").get_by_role("button", name="Edit in the form").click()
+            await expect(page.locator("#extra dl")).to_have_text("audio codes3 codes")
+            assert (await sent(page, served))["audio_code_string"] == CODES
+            await page.get_by_label("Language", exact=True).select_option("ja")
+            await expect(page.locator("#extra dl")).to_have_text("オーディオコードコード 3 個")
+
+
+async def test_another_final_song_is_asked_for_as_its_draft_was_and_planned_anew(tab: OpenTab) -> None:
+    draft = {"prompt": "jazz", "thinking": True, "quality": "draft", "batch_size": 2, "inference_steps": 4}
+    final: dict[str, Any] = {"prompt": "jazz", "quality": "final", "audio_code_string": CODES, "seed": [7]}
+    final |= {"use_cot_metas": False, "use_cot_caption": False, "use_cot_language": False}
+    taken = ["prompt", "audio_code_string", "seed", "use_cot_metas", "use_cot_caption", "use_cot_language"]
+    async with served_page() as served:
+        data = examples.completed().data
+        kept = data.model_copy(update={"task_id": "draft", "request": GenerationRequest.model_validate(draft)})
+        served.results.ends["draft"] = JobCompleted.of(kept)  # long ago: in storage alone
+        notes = [{"field": name, "value": None, "because": "of song 0 of draft"} for name in taken]
+        parents = child_of("draft", "quality")
+        served.complete("final", served.song("final"), request=final, parents=parents, edits=notes)
+        async with tab(served.url, permissions=["clipboard-read", "clipboard-write"]) as browser:
+            page = browser.page
+            await opened(page, "final")
+            found = await copied(page, "final")
+            assert (found["seed"], found["audio_code_string"], found["use_cot_metas"]) == ("7", CODES, False)
+            await row(page, "final").get_by_role("button", name="Make another").click()
+            await expect(row(page, "final").locator(".said")).to_have_text("Sent: jazz")
+            again = {name: value for name, value in served.client.published[0].items() if name != "task_id"}
+            assert again == {"prompt": "jazz", "thinking": True, "quality": "final"}
+            await row(page, "final").get_by_role("button", name="Edit in the form").click()
+            await expect(page.get_by_label("Thinking")).to_be_checked()
+            edited = await sent(page, served)
+            assert (edited["quality"], edited["thinking"], "seed" in edited) == ("final", True, False)
+
+
+async def test_a_request_that_is_not_to_be_had_is_not_copied_as_nothing(tab: OpenTab) -> None:
+    async with served_page() as served:
+        served.complete("one", served.song("one"))
+        async with tab(served.url, permissions=["clipboard-read", "clipboard-write"]) as browser:
+            page = browser.page
+            await opened(page, "one")
+            served.board._forget("one")  # as when a hundred others have ended since
+            browser.expected = "404"
+            await page.evaluate("navigator.clipboard.writeText('before')")
+            await row(page, "one").get_by_role("button", name="Copy as JSON").click()
+            await expect(row(page, "one").locator(".said")).to_contain_text("No such job has ended")
+            await row(page, "one").get_by_role("button", name="Make another").click()
+            await expect(page.locator("#copy")).to_be_hidden()
+            assert await page.evaluate("navigator.clipboard.readText()") == "before"
+            assert served.client.published == []
 
 
 async def test_the_family_of_a_song_is_linked_in_both_directions(tab: OpenTab) -> None:

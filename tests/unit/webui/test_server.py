@@ -4,7 +4,7 @@
 import pytest
 
 from acestep_consumer.domain.errors import InvalidRequest
-from acestep_consumer.webui.job_view import request_shown
+from acestep_consumer.webui.job_request import plain
 from acestep_consumer.webui.server import read_form
 from acestep_schemas.request import RequestInvalid
 
@@ -51,7 +51,7 @@ def test_a_request_is_sent_again_with_every_field_that_it_had() -> None:
     }
     body, request = read_form(asked)
     assert {name: value for name, value in body.items() if name != "task_id"} == asked
-    shown = request_shown(request)
+    shown = plain(request)
     assert {name: shown[name] for name in asked if name != "lora"} == {n: v for n, v in asked.items() if n != "lora"}
     assert read_form({**shown, "lora": asked["lora"]})[1].bpm == 90
 
@@ -74,3 +74,13 @@ def test_edits_that_contradict_each_other_are_refused_as_a_worker_would(asked: d
     with pytest.raises(InvalidRequest) as caught:
         read_form({"prompt": "jazz", "source_task_id": "one"} | asked)
     assert [problem.field for problem in caught.value.problems] == [field]
+
+
+@pytest.mark.parametrize("field", [{"audio_duration": 9_999}, {"batch_size": 50}, {"candidates": 9}])
+def test_what_no_tier_allows_is_refused_as_submit_does(field: dict[str, object]) -> None:
+    with pytest.raises(RequestInvalid, match=r"must be \d to (600|8)") as caught:
+        read_form({"prompt": "jazz", **field})
+    assert [problem.field for problem in caught.value.problems] == [next(iter(field))]
+    assert read_form({"prompt": "jazz", "on_limit": "clamp", **field})[1].on_limit == "clamp"
+    with pytest.raises(RequestInvalid):
+        read_form({"prompt": "jazz", "on_limit": "reject", **field})

@@ -6,7 +6,7 @@ The check is the worker's own reading of the body. A rejection would otherwise b
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from acestep_consumer.domain import edits
 from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.domain.parse import form_document
 from acestep_consumer.domain.tasks import TASKS
-from acestep_consumer.policy.tiers import MAX_BATCH, MAX_DURATION_S
+from acestep_consumer.policy.tiers import beyond_every_tier
 from acestep_schemas.aliases import ALIASES
 from acestep_schemas.request import FieldProblem, GenerationRequest, RequestInvalid, parse_request
 from acestep_schemas.strict_json import JsonRefused
@@ -54,14 +54,6 @@ FLAGS: Final = {
     "on_limit": "--on-limit",
 }
 """The flag of each field that has one."""
-
-# What the largest tier allows. A tier table of one's own cannot allow more.
-_BOUNDS: Final = (
-    ("audio_duration", 0, MAX_DURATION_S),
-    ("batch_size", 1, MAX_BATCH),
-    ("candidates", 1, MAX_BATCH),
-)
-
 
 _OWNERS: Final = {alias: field for field, aliases in ALIASES.items() for alias in aliases}
 _LORAS: Final = frozenset({"lora", "loras"})
@@ -145,7 +137,8 @@ def check(body: Mapping[str, object], from_flags: frozenset[str], *, strict: boo
         edits.check(request)
     except InvalidRequest as error:
         raise _refusal(error.problems, from_flags) from None
-    outside = tuple(_outside_bounds(request, from_flags))
+    beyond = beyond_every_tier(request)
+    outside = tuple(_problem(each.field, each.value, each.rule, from_flags) for each in beyond)
     if not outside:
         return warnings
     if "on_limit" in body and request.on_limit == "clamp":
@@ -162,14 +155,6 @@ def _leniently(body: Mapping[str, object], from_flags: frozenset[str]) -> tuple[
 
 def _refusal(problems: Iterable[FieldProblem], from_flags: frozenset[str]) -> RequestRefused:
     return RequestRefused("\n".join(_problem(each.field, each.value, each.rule, from_flags) for each in problems))
-
-
-def _outside_bounds(request: GenerationRequest, from_flags: frozenset[str]) -> Iterator[str]:
-    for field, least, most in _BOUNDS:
-        # It says the same as candidates.
-        value = None if field == "batch_size" and request.candidates else getattr(request, field)
-        if value is not None and not least <= value <= most:
-            yield _problem(field, f"{value:g}", f"must be {least} to {most}", from_flags)
 
 
 def _problem(field: str, value: str, rule: str, from_flags: frozenset[str]) -> str:

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What can be made from a job: the same again with another seed, a new request from one of its songs, a copy to paste.
 
-import { announce, byId, post, tell } from "./dom.js";
+import { announce, byId, post, read, tell } from "./dom.js";
 import { fillForm, newId, startAsked } from "./form.js";
 import { t } from "./i18n.js";
 import { problem, titleOf } from "./text.js";
 
-// Of the request as it was made, these belong to that one try.
-const OF_ONE_TRY = ["task_id", "seed", "use_random_seed", "retake_seed"];
 // Made from a song's own words where the request gives no others.
 const TAKES_OVER = ["repaint", "extend", "variation"];
 
@@ -18,20 +16,21 @@ function say(card, kind, text) {
   announce(text);
 }
 
-const without = (request, names) => Object.fromEntries(Object.entries(request).filter(([name]) => !names.includes(name)));
-
-/** The request of a job, to be made another time: with another seed, and a variation with another difference. */
-export function requestAgain({ request, parents, edits }) {
-  const again = without(request ?? {}, OF_ONE_TRY);
-  const varied = parents.find(({ field }) => field === "variation");
-  if (!varied) return again;
-  // A variation is asked for anew, with what its own request gave: the rest it takes over from its parent.
-  const own = without(again, [...edits.map(({ field }) => field), "retake_variance"]);
-  return { ...own, source_task_id: varied.task_id, source_index: varied.index, variation: request.retake_variance };
+/**
+ * The request of a job as this page's server has it: the row shows a part of it. `another`: the one that makes another
+ * song, with another seed. Resolves to null where it is not to be had, which is said.
+ */
+async function requestOf(card, another) {
+  const { error, request } = await read(`/jobs/${encodeURIComponent(card.task_id)}/request${another ? "?another" : ""}`);
+  if (error) say(card, "bad", problem(error));
+  return error ? null : request;
 }
 
 /** Sends the same request with another seed. */
-export const another = (card) => send(card, requestAgain(card));
+export async function another(card) {
+  const request = await requestOf(card, true);
+  if (request) await send(card, request);
+}
 
 /** Makes a draft's song well, from its seed and its codes. */
 export const finish = (card, index) => send(card, { source_task_id: card.task_id, source_index: index, quality: "final" });
@@ -45,7 +44,10 @@ async function send(card, request) {
 }
 
 /** Puts a job's request into the form, all of it but the seed. */
-export const edit = (card) => fillForm(requestAgain(card));
+export async function edit(card) {
+  const request = await requestOf(card, true);
+  if (request) fillForm(request);
+}
 
 /** Puts a request into the form that makes something from one of a job's songs. `more`: fields of that kind. */
 export function makeFrom(card, index, kind, more = {}) {
@@ -55,10 +57,10 @@ export function makeFrom(card, index, kind, more = {}) {
   fillForm({ ...words, audio_format, ...source, ...more }, kind, TAKES_OVER.includes(kind) ? words : {});
 }
 
-/** A command that sends the request once more. Each quote in it is escaped, whoever wrote the request. */
-export function curlOf(card) {
+/** A command that sends a request. Each quote in it is escaped, whoever wrote the request. */
+export function curlOf(request) {
   const quoted = (text) => `'${text.replaceAll("'", String.raw`'\''`)}'`;
-  const [origin, body] = [location.origin, JSON.stringify(card.request ?? {})];
+  const [origin, body] = [location.origin, JSON.stringify(request)];
   return [
     `curl -X POST ${quoted(`${origin}/jobs`)}`,
     `-H ${quoted(`Origin: ${origin}`)} -H 'Content-Type: application/json'`,
@@ -66,18 +68,23 @@ export function curlOf(card) {
   ].join(" \\\n  ");
 }
 
-async function copy(card, text) {
+async function copy(card, write) {
+  // Some browsers allow it only at the click itself, before the request has come: they take a promise of it.
+  const text = requestOf(card, false).then((request) => request && write(request));
+  const blob = async () => new Blob([(await text) ?? (await Promise.reject(new Error("no request")))], { type: "text/plain" });
   try {
-    await navigator.clipboard.writeText(text);
+    await navigator.clipboard.write([new ClipboardItem({ "text/plain": blob() })]);
     say(card, "good", t("copy.done"));
   } catch {
     // Not allowed, or the page came over plain HTTP: then it can be copied by hand.
-    byId("copy-text").value = text;
+    const found = await text;
+    if (!found) return;
+    byId("copy-text").value = found;
     byId("copy").showModal();
     byId("copy-text").select();
   }
 }
 
-export const copyJson = (card) => copy(card, JSON.stringify(card.request ?? {}, null, 2));
+export const copyJson = (card) => copy(card, (request) => JSON.stringify(request, null, 2));
 
-export const copyCurl = (card) => copy(card, curlOf(card));
+export const copyCurl = (card) => copy(card, curlOf);

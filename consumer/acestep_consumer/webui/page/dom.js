@@ -57,13 +57,15 @@ export function tell(line, kind, text) {
 }
 
 /** Sends a request to this page's server. Resolves to its JSON, or to `{error: {code, message}}`; never rejects. */
-export async function post(path, body = {}) {
+export const post = (path, body = {}) =>
+  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+/** As `post`, for what only reads. */
+export const read = (path) => ask(path, {});
+
+async function ask(path, options) {
   try {
-    const answer = await fetch(path, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(body),
-    });
+    const answer = await fetch(path, options);
     const text = await answer.text();
     const isJson = answer.headers.get("Content-Type")?.startsWith("application/json");
     if (isJson) {

@@ -3,7 +3,7 @@
 
 import { byId, make, post, setPairs, setText, tell } from "./dom.js";
 import { localize, onLanguage, t } from "./i18n.js";
-import { capitalized, labelled, problem, ruled } from "./text.js";
+import { capitalized, codes, labelled, problem, ruled } from "./text.js";
 
 const WORDS = ["prompt", "lyrics", "audio_duration", "batch_size", "audio_format", "vocal_language", "bpm", "key_scale"];
 const MORE = ["inference_steps", "candidates", "keep", "model", "seed", "thinking", "timestamps"];
@@ -75,7 +75,8 @@ export function fillForm(request, kind = kindOf(request), words = {}) {
   if (kind === "stems" && !request.model) control("model").value = baseModel;
   // Ogg and Opus are one format; the list has one of them.
   if (request.audio_format === "ogg") control("audio_format").value = "opus";
-  const shown = [...fieldsOf(kind), ...Object.keys(KINDS[kind].fixed), "task_id", "quality", ...(kind === "new" ? [] : ["task_type"])];
+  const quality = request.quality === "draft" ? ["quality"] : [];
+  const shown = [...fieldsOf(kind), ...Object.keys(KINDS[kind].fixed), "task_id", ...quality, ...(kind === "new" ? [] : ["task_type"])];
   extra = Object.fromEntries(Object.entries(request).filter(([name]) => !shown.includes(name)));
   if (MORE.concat("vocal_language", "bpm", "key_scale").some((name) => request[name])) byId("more").open = true;
   orderId = newId();
@@ -120,7 +121,7 @@ export function showSource() {
 
 function showExtra() {
   byId("extra").hidden = !Object.keys(extra).length;
-  setPairs(byId("extra").querySelector("dl"), Object.entries(extra).map(([name, value]) => [labelled(name), value]));
+  setPairs(byId("extra").querySelector("dl"), Object.entries(extra).map(([name, value]) => [labelled(name), name === "audio_code_string" ? codes(value) : value]));
 }
 
 /** The control that shows a field of the request now; null: none. */

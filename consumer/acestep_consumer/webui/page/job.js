@@ -217,7 +217,7 @@ export class Job {
   }
 
   showWords() {
-    const { request, metas, model, lm, timings, worker_id, tier } = this.card;
+    const { request, codes, metas, model, lm, timings, worker_id, tier } = this.card;
     const { prompt = "", lyrics = "" } = request ?? {};
     setText(this.part(".prompt"), prompt);
     setText(this.part(".lyrics"), lyrics);
@@ -225,6 +225,7 @@ export class Job {
     const parameters = Object.entries(request ?? {}).filter(([name]) => !NO_PARAMETERS.includes(name));
     setPairs(this.part("dl"), [
       ...parameters.map(([name, value]) => [labelled(name), value]),
+      [labelled("audio_code_string"), codes ? tn("fact.codes", codes) : ""],
       [labelled("model"), model?.used ?? request?.model],
       [t("fact.planned_by"), lm && `${lm.model} (${lm.backend})`],
       [t("fact.caption"), metas?.caption === prompt ? "" : metas?.caption],

@@ -108,6 +108,13 @@ export class Song {
     download.href = `${this.url}?download`;
     download.download = song.name;
     setLabel(download, `${t("action.download")}: ${name}`);
+    for (const kind of song.lyric_files) {
+      const link = this.part(`.${kind}`);
+      link.hidden = false;
+      link.href = `${this.url}/${kind}`;
+      link.download = "";
+      setLabel(link, `${t(`action.${kind}`)}: ${name}`);
+    }
     const star = this.part(".star");
     star.setAttribute("aria-pressed", String(isFavourite(songKey(card.task_id, index))));
     setLabel(star, t("song.favourite", { name }));

@@ -115,6 +115,9 @@ export const ruled = (rule) => said(rule).replace(/\b[a-z]+(?:_[a-z]+)+\b/g, (fi
 // Not names of fields: these are what a program would send.
 export const capitalized = (text) => (/^\w+(_| = )/.test(text) ? text : text.charAt(0).toUpperCase() + text.slice(1));
 
+/** What is shown of audio codes: how many there are. */
+export const codes = (text) => tn("fact.codes", text.match(/audio_code_\d/g)?.length ?? 0);
+
 function adjusted({ field, requested, applied, reason }) {
   const values = { field: labelled(field), requested: shown(requested), applied: shown(applied), reason: said(reason) };
   return capitalized(t("note.adjusted", values));
