@@ -136,7 +136,6 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
         max_input_s=configure.max_input_s,
         encoders=encoders,
         scores=scores,
-        keep_latents=configure.settings.keep_latents,
     )
     pipe.send(Ready(report=replace(runtime.report, encoders=encoders.size)))
     return service
