@@ -25,10 +25,10 @@ from acestep_consumer.domain.ports import Report
 from acestep_consumer.domain.tasks import TRACK_CLASSES
 from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer.denoising.rng import SeededVae
+from acestep_consumer.engine.renderer.denoising.sample import Sample
 from acestep_consumer.engine.renderer.lora import Loras
 from acestep_consumer.engine.renderer.render_resources import RenderResources
-from acestep_consumer.engine.renderer.rng import SeededVae
-from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.service import RendererService
 from acestep_consumer.engine.renderer.startup import RendererRuntime
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, write

@@ -55,11 +55,9 @@ class Results:
         from acestep_consumer.storage.lineage import family_of  # noqa: PLC0415
         from acestep_consumer.storage.results import ResultStore  # noqa: PLC0415
 
-        if not _TASK_ID.fullmatch(task_id):
-            raise DownloadFailed(f"{task_id[:128]!r} is not a task id")
         try:
             return await family_of(task_id, ResultStore(await self.objects(), self._settings))
-        except StorageUnavailable as error:
+        except (ValueError, StorageUnavailable) as error:
             raise DownloadFailed(str(error)) from error
 
     @asynccontextmanager
