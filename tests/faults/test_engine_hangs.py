@@ -79,7 +79,8 @@ async def test_a_renderer_that_stands_still_is_replaced_under_a_worker(
     url = own_worker_environment["ACESTEP_AMQP_URL"]
     worker = WorkerProcess(tmp_path, own_worker_environment | ONE_MODEL | {"ACESTEP_ENGINE_HANG_S": "20"})
     async with running(worker), EventRecorder(url) as recorder, Peer(url) as peer:
-        await peer.submit(task_id="stands-still", audio_duration=60, inference_steps=60)
+        # Many short steps and a short decode: on a busy machine, a long one is taken for a hang as well.
+        await peer.submit(task_id="stands-still", audio_duration=10, inference_steps=200)
         await eventually(lambda: at_work(recorder, "render"), 120)
         signal_engine(worker, "renderer", signal.SIGSTOP)
         await eventually(lambda: recorder.terminal("stands-still"), 240)
