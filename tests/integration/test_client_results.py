@@ -108,6 +108,18 @@ async def test_songs_are_downloaded_whole_and_only_once(client: Client, tmp_path
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
+async def test_the_family_of_a_job_is_read_from_storage(worker_variables: dict[str, str], client: Client) -> None:
+    first = (await sung(client)).subject
+    second = (await sung(client, source_task_id=first, variation=0.2)).subject
+    family = await client.lineage(second)
+    assert (set(family.tasks), family.first) == ({first, second}, [first])
+    assert [(each.child, each.parent.field) for each in family.children_of(first)] == [(second, "variation")]
+    assert (await client.lineage("nobody-s")).tasks == {"nobody-s": None}
+    async with Client(worker_variables["ACESTEP_AMQP_URL"]) as poor:
+        with pytest.raises(DownloadFailed, match="no access to storage"):
+            await poor.lineage(first)
+
+
 async def test_a_client_without_storage_says_what_a_download_needs(
     worker_variables: dict[str, str], client: Client, tmp_path: Path
 ) -> None:
