@@ -179,6 +179,33 @@ def cancel(
 
 
 @app.command(cls=Command, rich_help_panel=JOBS)
+def download(
+    task_ids: Annotated[list[str], typer.Argument(metavar="TASK_ID…", help="Tasks that have ended.")],
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="FOLDER", file_okay=False, help="Where to; made when missing.")
+    ] = Path(),
+) -> None:
+    """Download the songs of earlier jobs, however long ago they ended.
+
+    Songs become `TASK_ID-0.mp3` and so on; lyrics with times lie beside them, `.lrc` and `.vtt`. Prints the songs'
+    paths. Each file appears whole and with the SHA-256 of its event, or not at all: what is there already and right is
+    left alone, and an interrupted download is resumed by the same command. The settings of storage apply
+    (`ACESTEP_S3_…`); neither broker nor worker is needed.
+
+    - `download first-take` – into this folder
+    - `lineage first-take --json | jq -r '.tasks[].task_id' | xargs acestep-consumer download --folder family`
+
+    Exit code 0: all songs are there. 1: a job has no songs, or no result; those of the others are there. 4: the storage
+    is out of reach, or a song is not the one of its event.
+    """
+    from acestep_consumer.commands import download as command  # noqa: PLC0415 - as above
+
+    for task_id in task_ids:
+        check_task_id(task_id)
+    exit_after(command.download(load_settings(), tuple(dict.fromkeys(task_ids)), folder, note))
+
+
+@app.command(cls=Command, rich_help_panel=JOBS)
 def lineage(
     task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="A task that has ended.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: the tasks, oldest first.")] = False,
