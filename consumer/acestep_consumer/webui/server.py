@@ -17,6 +17,7 @@ from acestep_consumer.client import ClientError, DownloadFailed, QueueFull, Unre
 from acestep_consumer.client.results import Results
 from acestep_consumer.domain import edits
 from acestep_consumer.domain.errors import InvalidRequest
+from acestep_consumer.domain.tasks import TASKS
 from acestep_consumer.policy.tiers import beyond_every_tier
 from acestep_consumer.webui.archive import CONTENT_TYPE, ArchivedSong, ArchiveIncomplete, archive
 from acestep_consumer.webui.audio_proxy import STALL_S, AudioProxy, SongUnavailable
@@ -325,6 +326,10 @@ def read_form(body: object) -> tuple[dict[str, object], GenerationRequest]:
     ):
         raise RequestInvalid((FieldProblem(field="prompt", value="", rule="must describe the music"),))
     edits.check(request)
+    task = TASKS[request.task_type]
+    if task.lacks_source(request):
+        rule = f"{task.name} needs source audio: s3://bucket/key or https://host/path"
+        raise RequestInvalid((FieldProblem(field="task_type", value=task.name, rule=rule),))
     beyond = tuple(beyond_every_tier(request))
     if beyond and not ("on_limit" in given and request.on_limit == "clamp"):
         raise RequestInvalid(beyond)

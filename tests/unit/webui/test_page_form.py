@@ -53,15 +53,24 @@ async def test_every_control_is_sent_and_what_is_empty_is_not(tab: OpenTab) -> N
             "keep": "2",
             "model": "turbo",
             "seed": "7, 8",
+            "guidance_scale": "5",
+            "loudness_lufs": "-14",
+            "lora": "mine",
+            "lora_scale": "0.5",
+            "lm_negative_prompt": "noise",
         }
         await fill(page, **given)
         await page.get_by_label("Vocal language").select_option(label="Japanese")
         await page.get_by_label("Format").select_option("flac")
         await page.get_by_label("Lyrics with times").check()
         await page.get_by_label("Thinking").check()
+        await page.get_by_label("Rewrite the words").check()
+        await page.get_by_label("Time signature").select_option("3/4")
         published = await sent(page, served)
         more = {"vocal_language": "ja", "audio_format": "flac", "timestamps": True, "thinking": True}
-        assert published == given | more
+        assert published.pop("lora") == {"path": "mine", "scale": 0.5}
+        del given["lora"], given["lora_scale"]
+        assert published == given | more | {"use_format": True, "time_signature": "3"}
         await page.reload()
         await fill(page, prompt="bare", batch_size="2")
         await page.get_by_text("More settings").click()
@@ -188,21 +197,14 @@ async def test_a_field_without_a_control_is_refused_where_it_is_listed(tab: Open
         page = browser.page
         browser.expected = "422"
         served.complete("one", served.song("one"))
-        request = GenerationRequest(source_task_id="one", replace_lines={"la": "lo"}, lyrics="lo")
+        request = GenerationRequest(src_audio_path="s3://b/k.wav", track_name="drums", stems=True)
         served.board.add_request("mine", request)
         await page.locator("#job-mine .open").click()
         await page.locator("#job-mine .edit").click()
-        await page.get_by_label("What to make").select_option("repaint")
-        await fill(page, prompt="jazz", lyrics="", repainting_end="9")
+        await expect(page.get_by_label("What to make")).to_have_value("stems")
+        await expect(page.get_by_label("Or the address of audio")).to_have_value("s3://b/k.wav")
         await page.get_by_role("button", name="Make it", exact=True).click()
-        await expect(page.get_by_label("To second").first).to_be_focused()
-        await expect(page.get_by_label("To second").first).to_have_accessible_description(
-            "“replace lines” sets it: give one of the two"
-        )
-        await fill(page, source_task_id="one", repainting_end="", lyrics="lo")
-        await page.get_by_label("What to make").select_option("extend")
-        await page.get_by_role("button", name="Make it", exact=True).click()
-        await expect(page.locator("#extra .wrong")).to_contain_text("is given, too")
+        await expect(page.locator("#extra .wrong")).to_contain_text("track name: stems sets it: give one of the two")
         assert served.client.published == []
 
 
@@ -243,11 +245,107 @@ async def test_every_control_of_every_kind_has_a_label(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await page.get_by_text("More settings").click()
-        for kind in ("new", "cover", "repaint", "extend", "variation", "stems"):
+        for kind in ("new", "cover", "repaint", "lines", "extend", "variation", "stems"):
             await page.get_by_label("What to make").select_option(kind)
             assert await page.evaluate(f"{nameless}.length") == 0
             rows = await page.locator("#source [data-kind]:visible").evaluate_all(
-                "rows => rows.map((r) => r.dataset.kind)"
+                "rows => rows.map((r) => r.dataset.kind).filter((kind) => !kind.includes(' '))"
             )
-            assert rows == ([] if kind in {"new", "stems"} else [kind])
+            assert rows == {"new": [], "stems": [], "lines": ["lines", "lines"]}.get(kind, [kind])
+            address = page.get_by_label("Or the address of audio")
+            await expect(address).to_be_visible(visible=kind in {"cover", "repaint", "extend", "stems"})
             await expect(page.locator("#source")).to_be_visible(visible=kind != "new")
+
+
+async def test_what_happens_without_seconds_is_said_and_more_than_any_tier_allows_is_refused(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        seconds, songs = page.locator("[name=audio_duration]"), page.locator("[name=batch_size]")
+        await expect(seconds).to_have_accessible_description(
+            "Seconds left empty: a language model decides, else 120; with a source, its length."
+        )
+        await fill(page, prompt="jazz", audio_duration="9999", batch_size="50")
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(seconds).to_have_attribute("aria-invalid", "true")
+        await expect(songs).to_have_attribute("aria-invalid", "true")
+        await fill(page, audio_duration="5", batch_size="1")  # `submit` sends it, too: the worker says what is wrong
+        assert (await sent(page, served))["audio_duration"] == "5"
+        await expect(seconds).to_have_accessible_description(
+            "Seconds left empty: a language model decides, else 120; with a source, its length."
+        )
+        assert len(served.client.published) == 1
+
+
+async def test_audio_from_elsewhere_is_a_source_by_its_address(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        browser.expected = "422"
+        await page.get_by_label("What to make").select_option("cover")
+        address = page.get_by_label("Or the address of audio")
+        await fill(page, prompt="as a waltz", src_audio_path="/etc/passwd")
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        rule = "Must be s3://bucket/key or https://host/path, not a local path"
+        await expect(address).to_have_accessible_description(rule)
+        await fill(page, source_task_id="one", src_audio_path="https://songs.example/one.mp3")
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(page.locator("#answer")).to_have_text("Give the job or the address, not both.")
+        await expect(address).to_be_focused()
+        await fill(page, source_task_id="")
+        cover = {"task_type": "cover", "src_audio_path": "https://songs.example/one.mp3", "prompt": "as a waltz"}
+        assert await sent(page, served) == cover | {"audio_format": "mp3"}
+        await page.get_by_label("What to make").select_option("variation")
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(page.locator("#answer")).to_have_text("Name the job that the song is from.")
+        request = GenerationRequest(prompt="a cover", task_type="cover", src_audio_path="s3://b/k.wav")
+        served.board.add_request("mine", request)
+        await page.locator("#job-mine .open").click()
+        await page.locator("#job-mine .edit").click()
+        await expect(page.get_by_label("What to make")).to_have_value("cover")
+        await expect(address).to_have_value("s3://b/k.wav")
+
+
+async def test_any_other_field_is_given_by_its_name_and_checked_by_the_server(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        browser.expected = "422"
+        await page.get_by_text("More settings").click()
+        await fill(page, prompt="jazz", extra_name="track_classes", extra_value='["drums", "bass"]')
+        await page.get_by_role("button", name="Add", exact=True).click()
+        await expect(page.locator("#extra dl")).to_contain_text('["drums","bass"]')
+        await expect(page.locator("[name=extra_name]")).to_be_focused()
+        assert "shift" in await page.locator("#fields option").evaluate_all("all => all.map((each) => each.value)")
+        await fill(page, extra_name="shift")
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(page.locator("#answer")).to_have_text("Another field needs a name and a value.")
+        await expect(page.locator("[name=extra_value]")).to_be_focused()
+        await fill(page, extra_value="99")  # it is sent also where Add is not pressed
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(page.locator("#extra .wrong")).to_have_text("shift: must be at most 10")
+        await fill(page, extra_name="shift", extra_value="4")
+        wanted = {"prompt": "jazz", "audio_format": "mp3", "shift": "4", "track_classes": ["drums", "bass"]}
+        assert await sent(page, served) == wanted
+        await fill(page, extra_name="no_such_field", extra_value="4")
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(page.locator("#extra .wrong")).to_contain_text("no such field: is not a field of this form")
+
+
+async def test_a_lora_and_a_section_of_new_lines_are_edited_as_they_were_asked_for(tab: OpenTab) -> None:
+    section = {"section": "verse 2", "lyrics": "la\nlo"}
+    asked: dict[str, Any] = {"source_task_id": "one", "replace_lines": section, "lora": {"path": "mine", "scale": 0.5}}
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        served.board.add_request("first", GenerationRequest(**asked))
+        served.board.add_request("second", GenerationRequest(**asked | {"replace_lines": {"la": "lo", "ti": "do"}}))
+        served.board.add_request("third", GenerationRequest(prompt="jazz", lora={"path": "mine", "alpha": 8}))
+        for name in ("first", "second", "third"):
+            await page.locator(f"#job-{name} .open").click()
+        await page.locator("#job-first .edit").click()
+        await expect(page.get_by_label("What to make")).to_have_value("lines")
+        await expect(page.get_by_label("LoRA", exact=True)).to_have_value("mine")
+        assert await sent(page, served) == asked | {"source_index": 0, "audio_format": "mp3"}
+        await page.locator("#job-second .edit").click()
+        await expect(page.get_by_label("New lines")).to_have_value("lo\ndo")
+        assert (await sent(page, served))["replace_lines"] == {"la": "lo", "ti": "do"}
+        await page.locator("#job-third .edit").click()
+        await expect(page.locator("#extra")).to_contain_text("LoRA")
+        assert (await sent(page, served))["lora"] == {"path": "mine", "alpha": 8}

@@ -137,7 +137,7 @@ async def test_why_workers_changed_or_chose_values_is_said_in_japanese(tab: Open
 
 def plain(text: str) -> str:
     """Return a text without what is no English: names of jobs and formats, fields without a name, codes."""
-    return re.sub(r"Job \w+|BPM|JSON|curl|WAV|guidance scale|Thinking", "", text)
+    return re.sub(r"Job \w+|BPM|JSON|curl|WAV|LoRA|LUFS|https|Thinking", "", text)
 
 
 async def test_the_language_is_switched_in_place_and_remembered(tab: OpenTab) -> None:

@@ -133,6 +133,33 @@ async def test_all_songs_that_are_shown_come_as_one_archive_without_those_that_a
                 assert answer.status == status, query
 
 
+async def test_all_that_wait_of_this_browser_are_stopped_at_once_after_a_question(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        stop = page.locator("#stop-waiting")
+        served.board.add_request("theirs", GenerationRequest(prompt="of somebody else"))
+        for number in range(3):
+            await page.get_by_label("What should it sound like?").fill(f"mine {number}")
+            await page.get_by_role("button", name="Make it", exact=True).click()
+            await expect(page.locator("#answer")).to_contain_text("Accepted.")
+            await expect(page.get_by_role("heading", name=f"mine {number}")).to_be_visible()
+        ids = [each["task_id"] for each in served.client.published]
+        served.start(ids[0])
+        await page.reload()
+        await expect(stop).to_have_text("Stop all that wait (2)")
+        await stop.click()
+        await page.get_by_role("button", name="Let them wait", exact=True).click()
+        await expect(page.locator("#confirm")).to_be_hidden()
+        await expect(stop).to_be_focused()
+        await stop.click()
+        await expect(page.locator("#confirm-text")).to_contain_text("Stop the 2 jobs that wait")
+        await page.get_by_role("button", name="Stop them", exact=True).click()
+        for task_id in ids[1:]:
+            await expect(row(page, task_id).locator(".doing")).to_have_text("cancelling when its turn comes")
+        await expect(stop).to_be_hidden()
+        assert sorted(served.client.cancelled) == sorted(ids[1:])
+
+
 async def test_a_waiting_job_says_its_place_and_the_time_until_its_songs(tab: OpenTab) -> None:
     async with served_page() as served:
         worker = examples.worker().data.model_copy(

@@ -212,7 +212,7 @@ async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all(tab
 
 
 async def test_a_request_is_edited_with_every_field_also_those_without_a_control(tab: OpenTab) -> None:
-    request = {"prompt": "jazz", "bpm": 90, "key_scale": "F# minor", "guidance_scale": 5.0, "seed": [7]}
+    request = {"prompt": "jazz", "bpm": 90, "key_scale": "F# minor", "shift": 5.0, "seed": [7]}
     async with served_page() as served:
         served.complete("one", served.song("one"), request=request | {"vocal_language": "ja", "inference_steps": 20})
         async with tab(served.url) as browser:
@@ -221,7 +221,7 @@ async def test_a_request_is_edited_with_every_field_also_those_without_a_control
             await row(page, "one").get_by_role("button", name="Edit in the form").click()
             await expect(page.get_by_label("Tempo, bpm")).to_have_value("90")
             await expect(page.get_by_label("Seed")).to_have_value("")
-            await expect(page.locator("#extra")).to_contain_text("guidance scale")
+            await expect(page.locator("#extra")).to_contain_text("shift")
             await page.get_by_label("What should it sound like?").fill("slow jazz")
             assert await sent(page, served) == {
                 "prompt": "slow jazz",
@@ -229,11 +229,11 @@ async def test_a_request_is_edited_with_every_field_also_those_without_a_control
                 "key_scale": "F# minor",
                 "vocal_language": "ja",
                 "inference_steps": "20",
-                "guidance_scale": 5,
+                "shift": 5,
                 "audio_format": "mp3",
             }
             await page.get_by_role("button", name="Leave these out", exact=True).click()
-            assert "guidance_scale" not in await sent(page, served)
+            assert "shift" not in await sent(page, served)
 
 
 async def test_lyrics_with_times_are_downloaded_beside_a_song_and_in_the_archive_of_all(tab: OpenTab) -> None:
@@ -280,6 +280,56 @@ async def copied(page: Page, task_id: str) -> Any:
     await row(page, task_id).get_by_role("button", name="Copy as JSON").click()
     await holds(page, "navigator.clipboard.readText()")
     return json.loads(await page.evaluate("navigator.clipboard.readText()"))
+
+
+async def test_the_link_to_a_song_is_copied_and_opens_that_song(tab: OpenTab) -> None:
+    async with served_page() as served:
+        served.complete("two", *(served.song("two", each) for each in (0, 1)))
+        for number in range(20):
+            served.complete(f"later-{number}", served.song(f"later-{number}", seconds=0.1))
+        async with tab(served.url, permissions=["clipboard-read", "clipboard-write"]) as browser:
+            page = browser.page
+            await opened(page, "two")
+            await row(page, "two").get_by_role("button", name="Copy link: song 2 of 2: two", exact=True).click()
+            await expect(row(page, "two").locator(".said")).to_have_text("Copied.")
+            link = await page.evaluate("navigator.clipboard.readText()")
+            assert link == f"{served.url}/#two/2"
+            await page.goto("about:blank")
+            await page.goto(link)
+            song = row(page, "two").locator(".song").nth(1)
+            await expect(song).to_be_focused()
+            await expect(song).to_be_in_viewport()
+            await page.goto(f"{served.url}/#two/9")  # there is no such song: its job is shown
+            await expect(row(page, "two")).to_be_in_viewport()
+
+
+async def test_lines_of_a_song_are_changed_where_they_stand(tab: OpenTab) -> None:
+    lyrics = [{"text": "[verse]", "start_s": 0.0, "end_s": 1.0, "tokens": []}, *LYRICS]
+    async with served_page() as served:
+        served.complete("sung", served.song("sung", lyrics=lyrics))
+        served.complete("bare", served.song("bare"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "bare")
+            await expect(row(page, "bare").locator(".lines")).to_be_hidden()
+            await opened(page, "sung")
+            await row(page, "sung").get_by_role("button", name="Other lines: the song: sung", exact=True).click()
+            after = page.get_by_label("New lines")
+            await expect(after).to_be_focused()
+            await expect(after).to_have_value("Rain on the avenue\n<b>Neon</b> in the glass\n夜の街")
+            await page.get_by_role("button", name="Make it", exact=True).click()
+            await expect(page.locator("#answer")).to_have_text("Change at least one line.")
+            await after.fill("Rain on the avenue\nNeon in the rain")
+            await page.get_by_role("button", name="Make it", exact=True).click()
+            await expect(page.locator("#answer")).to_have_text("Give as many new lines as old ones.")
+            await expect(after).to_be_focused()
+            await after.fill("Rain on the avenue\nNeon in the rain\n朝の街")
+            assert await sent(page, served) == {
+                "source_task_id": "sung",
+                "source_index": 0,
+                "audio_format": "mp3",
+                "replace_lines": {"<b>Neon</b> in the glass": "Neon in the rain", "夜の街": "朝の街"},
+            }
 
 
 async def test_a_song_from_audio_codes_is_copied_edited_and_made_again_with_them(tab: OpenTab) -> None:

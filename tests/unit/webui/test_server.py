@@ -84,3 +84,9 @@ def test_what_no_tier_allows_is_refused_as_submit_does(field: dict[str, object])
     assert read_form({"prompt": "jazz", "on_limit": "clamp", **field})[1].on_limit == "clamp"
     with pytest.raises(RequestInvalid):
         read_form({"prompt": "jazz", "on_limit": "reject", **field})
+
+
+def test_a_task_without_the_source_that_it_needs_is_refused_as_submit_does() -> None:
+    with pytest.raises(RequestInvalid, match="cover needs source audio: s3://bucket/key or https://host/path"):
+        read_form({"prompt": "jazz", "task_type": "cover"})
+    assert read_form({"prompt": "jazz", "task_type": "cover", "audio_code_string": "<|audio_code_1|>"})

@@ -52,7 +52,7 @@ export async function edit(card) {
 /** Puts a request into the form that makes something from one of a job's songs. `more`: fields of that kind. */
 export function makeFrom(card, index, kind, more = {}) {
   const { prompt, lyrics, vocal_language, audio_format } = card.request ?? {};
-  const words = kind === "stems" ? {} : { prompt: prompt || card.metas?.caption, lyrics, vocal_language };
+  const words = ["stems", "lines"].includes(kind) ? {} : { prompt: prompt || card.metas?.caption, lyrics, vocal_language };
   const source = { source_task_id: card.task_id, source_index: index };
   fillForm({ ...words, audio_format, ...source, ...more }, kind, TAKES_OVER.includes(kind) ? words : {});
 }
@@ -68,10 +68,10 @@ export function curlOf(request) {
   ].join(" \\\n  ");
 }
 
-async function copy(card, write) {
-  // Some browsers allow it only at the click itself, before the request has come: they take a promise of it.
-  const text = requestOf(card, false).then((request) => request && write(request));
-  const blob = async () => new Blob([(await text) ?? (await Promise.reject(new Error("no request")))], { type: "text/plain" });
+/** Copies a text that is promised; null: there is none, which was said. */
+async function copy(card, text) {
+  // Some browsers allow it only at the click itself, before the text has come: they take a promise of it.
+  const blob = async () => new Blob([(await text) ?? (await Promise.reject(new Error("no text")))], { type: "text/plain" });
   try {
     await navigator.clipboard.write([new ClipboardItem({ "text/plain": blob() })]);
     say(card, "good", t("copy.done"));
@@ -85,6 +85,11 @@ async function copy(card, write) {
   }
 }
 
-export const copyJson = (card) => copy(card, (request) => JSON.stringify(request, null, 2));
+const copyRequest = (card, write) => copy(card, requestOf(card, false).then((request) => request && write(request)));
 
-export const copyCurl = (card) => copy(card, curlOf);
+export const copyJson = (card) => copyRequest(card, (request) => JSON.stringify(request, null, 2));
+
+export const copyCurl = (card) => copyRequest(card, curlOf);
+
+/** Copies the address of a song on this page; its number counts from 1. */
+export const copyLink = (card, index) => copy(card, Promise.resolve(`${location.origin}/#${card.task_id}/${index + 1}`));

@@ -1,30 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The form for new requests. What it has no control for, such as a LoRA of a request that is edited, is listed and sent.
+// The form for new requests. What it has no control for, such as a field of a request that is edited, is listed and sent.
 
 import { byId, make, post, setPairs, setText, tell } from "./dom.js";
+import { BY_ID, BY_ID_ALONE, FIELDS, fieldsOf, isPaired, join, KINDS, kindOf, MORE, SHOWN_BY, split, WITHOUT_WORDS } from "./fields.js";
 import { localize, onLanguage, t } from "./i18n.js";
 import { capitalized, codes, labelled, problem, ruled } from "./text.js";
 
-const WORDS = ["prompt", "lyrics", "audio_duration", "batch_size", "audio_format", "vocal_language", "bpm", "key_scale"];
-const MORE = ["inference_steps", "candidates", "keep", "model", "seed", "thinking", "timestamps"];
-const SOURCE = ["source_task_id", "source_index"];
-// What is made from a song -> its controls, and the fields that say so.
-const KINDS = {
-  new: { controls: [], fixed: {} },
-  cover: { controls: ["audio_cover_strength"], fixed: { task_type: "cover" } },
-  repaint: { controls: ["repainting_start", "repainting_end"], fixed: { task_type: "repaint" } },
-  extend: { controls: ["extend_left_s", "extend_right_s"], fixed: {} },
-  variation: { controls: ["variation"], fixed: {} },
-  stems: { controls: [], fixed: { stems: true } },
-};
-// Fields of a request that another control stands for.
-const SHOWN_BY = { task_type: "kind", stems: "kind", quality: "draft" };
-const FIELDS = [...WORDS, ...MORE, ...SOURCE, ...Object.values(KINDS).flatMap(({ controls }) => controls)];
 const DEFAULTS = { audio_format: "mp3" };
 // What a kind begins with where none of its controls has a value: without one there is nothing to make.
 const BEGINS_WITH = { variation: { variation: "0.3" }, extend: { extend_right_s: "30" } };
-// Needs the words of neither: they come from the song.
-const WITHOUT_WORDS = ["stems", "extend", "variation", "repaint"];
 
 const form = byId("ask");
 const control = (name) => form.elements[name];
@@ -45,40 +29,29 @@ export const onAsked = (listener) => asked.push(listener);
 
 export const startAsked = (taskId) => asked.forEach((listener) => listener(taskId));
 
-const isKind = (kind) => Object.hasOwn(KINDS, kind);
-
-function kindOf(request) {
-  if (!request.source_task_id) return "new";
-  if (request.stems) return "stems";
-  if (request.variation) return "variation";
-  if (request.extend_left_s || request.extend_right_s) return "extend";
-  return isKind(request.task_type) ? request.task_type : "new";
-}
-
-const fieldsOf = (kind) => [...WORDS, ...MORE, ...(kind === "new" ? [] : [...SOURCE, ...KINDS[kind].controls])];
-
 /**
  * Fills the form with a request. `kind`: what is made from its source. `words`: those that the song has anyway, and that
  * are sent only if they are changed.
  */
 export function fillForm(request, kind = kindOf(request), words = {}) {
+  const { values, rest } = split(request);
   control("kind").value = kind;
   inherited = words;
   for (const name of FIELDS) {
     const field = control(name);
-    if (field.type === "checkbox") field.checked = Boolean(request[name]);
-    else field.value = request[name] ?? DEFAULTS[name] ?? "";
+    if (field.type === "checkbox") field.checked = Boolean(values[name]);
+    else field.value = values[name] ?? DEFAULTS[name] ?? "";
   }
-  control("draft").checked = request.quality === "draft";
-  if (kind !== "new") control("source_index").value = Number(request.source_index ?? 0) + 1;
+  control("draft").checked = values.quality === "draft";
+  if (kind !== "new") control("source_index").value = Number(values.source_index ?? 0) + 1;
   // Stems take a base model.
-  if (kind === "stems" && !request.model) control("model").value = baseModel;
+  if (kind === "stems" && !values.model) control("model").value = baseModel;
   // Ogg and Opus are one format; the list has one of them.
-  if (request.audio_format === "ogg") control("audio_format").value = "opus";
-  const quality = request.quality === "draft" ? ["quality"] : [];
+  if (values.audio_format === "ogg") control("audio_format").value = "opus";
+  const quality = values.quality === "draft" ? ["quality"] : [];
   const shown = [...fieldsOf(kind), ...Object.keys(KINDS[kind].fixed), "task_id", ...quality, ...(kind === "new" ? [] : ["task_type"])];
-  extra = Object.fromEntries(Object.entries(request).filter(([name]) => !shown.includes(name)));
-  if (MORE.concat("vocal_language", "bpm", "key_scale").some((name) => request[name])) byId("more").open = true;
+  extra = { ...rest, ...Object.fromEntries(Object.entries(values).filter(([name]) => !shown.includes(name))) };
+  if (MORE.concat("vocal_language", "bpm", "key_scale", "time_signature").some((name) => values[name])) byId("more").open = true;
   orderId = newId();
   mark([]);
   answer("", "");
@@ -90,17 +63,38 @@ export function fillForm(request, kind = kindOf(request), words = {}) {
 
 function readForm() {
   const kind = control("kind").value;
-  const body = { ...extra, ...KINDS[kind].fixed, task_id: orderId };
-  if (control("draft").checked) body.quality = "draft";
+  const given = {};
   for (const name of fieldsOf(kind)) {
     const field = control(name);
     if (field.closest("[data-unavailable]")) continue;
     if (field.type === "checkbox") {
-      if (field.checked && !field.disabled) body[name] = true;
-    } else if (field.value.trim() && field.value !== inherited[name]) body[name] = field.value.trim();
+      if (field.checked && !field.disabled) given[name] = true;
+    } else if (field.value.trim() && field.value !== inherited[name]) given[name] = field.value.trim();
   }
-  if (kind !== "new") body.source_index = Number(control("source_index").value || 1) - 1;
-  return body;
+  if (BY_ID_ALONE.includes(kind) || given.source_task_id) delete given.src_audio_path;
+  if (given.source_task_id) given.source_index = Number(control("source_index").value || 1) - 1;
+  else for (const name of BY_ID) delete given[name];
+  const quality = control("draft").checked ? { quality: "draft" } : {};
+  return { ...extra, ...KINDS[kind].fixed, ...quality, ...join(given), task_id: orderId };
+}
+
+/** Adds the field that is named by hand to those that are sent. */
+function addField() {
+  const [name, value] = ["extra_name", "extra_value"].map((each) => control(each).value.trim());
+  if (!name || !value) return;
+  extra = { ...extra, [name]: structured(value) };
+  for (const each of ["extra_name", "extra_value"]) control(each).value = "";
+  showExtra();
+}
+
+// As `submit --set` reads it: text, or a JSON object or list.
+function structured(value) {
+  if (!/^[[{]/.test(value)) return value;
+  try {
+    return JSON.parse(value);
+  } catch {
+    return value; // such as lyrics, which begin with [verse]
+  }
 }
 
 function showKind() {
@@ -109,7 +103,7 @@ function showKind() {
     for (const [name, value] of Object.entries(BEGINS_WITH[kind] ?? {})) control(name).value = value;
   }
   byId("source").hidden = kind === "new";
-  for (const row of byId("source").querySelectorAll("[data-kind]")) row.hidden = row.dataset.kind !== kind;
+  for (const row of byId("source").querySelectorAll("[data-kind]")) row.hidden = !row.dataset.kind.split(" ").includes(kind);
   showSource();
 }
 
@@ -127,7 +121,7 @@ function showExtra() {
 /** The control that shows a field of the request now; null: none. */
 function controlOf(name) {
   const found = SHOWN_BY[name] ?? name;
-  if (![...fieldsOf(control("kind").value), "kind", "draft"].includes(found)) return null;
+  if (![...fieldsOf(control("kind").value), "kind", "draft", "extra_name", "extra_value"].includes(found)) return null;
   return control(found).closest("[data-unavailable]") ? null : control(found);
 }
 
@@ -198,26 +192,37 @@ function accept(taskId) {
   byId("answer").append(" ", make("a", { href: `#${taskId}`, textContent: t("answer.see") }));
 }
 
-function wrongFields() {
-  const kind = control("kind").value;
-  const wrong = fieldsOf(kind).filter((name) => !control(name).checkValidity());
-  if (!WITHOUT_WORDS.includes(kind) && !control("prompt").value.trim() && !extra.sample_query) wrong.unshift("prompt");
-  if (kind !== "new" && !control("source_task_id").value.trim()) wrong.unshift("source_task_id");
-  return wrong;
+// Controls, and the string that says what is wrong with them beside what the browser knows.
+function ownProblems(kind) {
+  const given = (name) => control(name).value.trim();
+  const found = {};
+  const byAddress = !BY_ID_ALONE.includes(kind) && given("src_audio_path");
+  if (kind !== "new" && !given("source_task_id") && !byAddress) found.source_task_id = "answer.no_source";
+  if (kind !== "new" && given("source_task_id") && byAddress) found.src_audio_path = "answer.two_sources";
+  if (!WITHOUT_WORDS.includes(kind) && !given("prompt") && !extra.sample_query) found.prompt = "answer.no_prompt";
+  if (kind === "lines" && !isPaired(control("lines_before").value, control("lines_after").value)) found.lines_after = "answer.unpaired";
+  else if (kind === "lines" && !extra.replace_lines && !readForm().replace_lines) found.lines_after = "answer.no_lines";
+  if (Boolean(given("extra_name")) !== Boolean(given("extra_value"))) found[given("extra_name") ? "extra_value" : "extra_name"] = "answer.half_field";
+  return found;
 }
 
-const OWN_RULES = { prompt: "answer.no_prompt", source_task_id: "answer.no_source" };
-
-const ruleOf = (name) => (OWN_RULES[name] ? t(OWN_RULES[name]) : control(name).validationMessage);
+/** `[[name, sentence, whether it stands alone], ...]` of the controls that are wrong. */
+function wrongFields() {
+  const kind = control("kind").value;
+  const own = ownProblems(kind);
+  const invalid = fieldsOf(kind).filter((name) => !own[name] && !control(name).checkValidity());
+  return [...Object.entries(own).map(([name, key]) => [name, t(key), true]), ...invalid.map((name) => [name, control(name).validationMessage, false])];
+}
 
 async function send(event, showJob) {
   event.preventDefault();
   const wrong = wrongFields();
-  mark(wrong.map((name) => [name, ruleOf(name)]));
+  mark(wrong);
   if (wrong.length) {
-    answer("bad", wrong.map((name) => (OWN_RULES[name] ? ruleOf(name) : `${labelled(name)}: ${ruleOf(name)}`)).join("\n"));
+    answer("bad", wrong.map(([name, rule, alone]) => (alone ? rule : `${labelled(name)}: ${rule}`)).join("\n"));
     return;
   }
+  addField();
   const button = form.querySelector(".main");
   const focused = document.activeElement;
   button.disabled = true;
@@ -239,7 +244,7 @@ async function send(event, showJob) {
 /** Thinking needs a language model: `hasLm` is false where no worker has one, and null where that is not known. */
 export function showWorkers({ lm, models }) {
   baseModel = models.find((name) => name.includes("base")) ?? "";
-  control("thinking").disabled = lm === false;
+  for (const name of ["thinking", "use_format"]) control(name).disabled = lm === false;
   byId("no-lm").hidden = lm !== false;
   const listed = [...byId("models").options].map(({ value }) => value);
   for (const value of models) if (!listed.includes(value)) byId("models").append(make("option", { value }));
@@ -266,6 +271,7 @@ async function readOptions() {
   for (const { content } of document.querySelectorAll("template")) {
     for (const element of content.querySelectorAll("[data-field]")) hideUnless(present, element);
   }
+  byId("fields").replaceChildren(...found.fields.map((value) => make("option", { value })));
   showLanguages(found.languages);
   onLanguage(() => showLanguages(found.languages));
 }
@@ -298,6 +304,11 @@ export async function startForm(page) {
     showKind();
   });
   control("source_task_id").addEventListener("input", showSource);
+  byId("extra-add").addEventListener("click", () => {
+    orderId = newId();
+    addField();
+    control("extra_name").focus();
+  });
   byId("extra").querySelector("button").addEventListener("click", () => {
     extra = {};
     showExtra();

@@ -67,6 +67,14 @@ export class Job {
     if (isOpen) this.showMore();
   }
 
+  /** Opens the row at one of its songs. */
+  goToSong(index) {
+    this.open(true);
+    const song = this.songs[index]?.element;
+    song?.scrollIntoView({ block: "nearest" });
+    song?.focus({ preventScroll: true });
+  }
+
   show(card, heardAt) {
     // A short job has ended before the page hears of it for the first time.
     const before = this.card ?? { state: "waiting", progress: 0 };

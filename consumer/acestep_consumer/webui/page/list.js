@@ -6,20 +6,22 @@ import { showSource } from "./form.js";
 import { onLanguage, t, tn } from "./i18n.js";
 import { Job } from "./job.js";
 import { current, currentKey, isCurrent, onPlayer } from "./player.js";
-import { isFavourite, onFavouritesElsewhere, toggleFavourite } from "./store.js";
+import { isFavourite, load, onFavouritesElsewhere, save, toggleFavourite } from "./store.js";
 import { isEnded, problem, setWordsOf, size, titleOf, wordsIn } from "./text.js";
 
 const KEPT = 150;
 const KINDS = ["", "running", "waiting", "completed", "unmade", "favourite"];
 const TASK_ID = /^[A-Za-z0-9_-]{1,128}$/;
+const LINK = /^#([A-Za-z0-9_-]{1,128})(?:\/(\d{1,3}))?$/;
 // Places of the page, which its own links name.
 const ANCHORS = ["jobs", "bar"];
 // Fields of a request that a filter finds.
 const SEARCHED = ["prompt", "lyrics", "sample_query", "model", "key_scale"];
 
 const jobs = new Map();
-// What was asked for here: of these a screen reader is told, and not of everybody's.
-const mine = new Set();
+// What was asked for in this browser: of these a screen reader is told, and not of everybody's.
+const mine = new Set([load("asked", [])].flat());
+const MAX_ASKED = 1000;
 const list = byId("list");
 let kind = "";
 let wanted = "";
@@ -31,7 +33,10 @@ export const jobOf = (taskId) => jobs.get(taskId);
 
 export const titleOfJob = (taskId) => (jobs.has(taskId) ? jobs.get(taskId).title : "");
 
-export const remember = (taskId) => mine.add(taskId);
+export function remember(taskId) {
+  mine.add(taskId);
+  save("asked", [...mine].slice(-MAX_ASKED));
+}
 
 export const runningCount = () => [...jobs.values()].filter(({ card }) => card.state === "running").length;
 
@@ -94,6 +99,7 @@ export function showList() {
   byId("nothing").hidden = !nothing;
   setText(byId("nothing"), nothing);
   showDownload();
+  showStop();
 }
 
 const shownJobs = () => [...list.children].filter((row) => !row.hidden).map((row) => jobs.get(row.id.slice(4)));
@@ -236,11 +242,37 @@ async function find(taskId) {
   return text;
 }
 
-/** Shows the job that the address names after its #. */
+/** Shows the job that the address names after its #, and the song of it that is named after a slash. */
 export async function goTo(hash) {
-  const taskId = hash.slice(1);
-  if (!TASK_ID.test(taskId) || ANCHORS.includes(taskId)) return;
+  const [, taskId, number] = LINK.exec(hash) ?? [];
+  if (!taskId || ANCHORS.includes(taskId)) return;
   if (await find(taskId)) byId("earlier").open = true;
+  else if (number) jobs.get(taskId)?.goToSong(number - 1);
+}
+
+// --- stopping all that wait -------------------------------------------------------------------------------------
+
+// Others may have the page of this server open, too: theirs go on.
+const stoppable = () => [...jobs.values()].filter(({ card }) => card.state === "waiting" && !card.stopping && mine.has(card.task_id));
+
+function showStop() {
+  const number = stoppable().length;
+  byId("stop-waiting").hidden = number < 2;
+  setText(byId("stop-waiting"), t("stop_waiting.all", { number }));
+}
+
+function askToStop() {
+  const asked = stoppable();
+  setText(byId("confirm-text"), t("stop_waiting.ask", { number: asked.length }));
+  const dialog = byId("confirm");
+  dialog.returnValue = "";
+  dialog.onclose = () => {
+    if (dialog.returnValue !== "stop") return;
+    // What a worker has begun meanwhile does not wait.
+    for (const job of asked) if (job.card.state === "waiting") job.stop();
+    byId("jobs").focus({ preventScroll: true });
+  };
+  dialog.showModal();
 }
 
 /** `around`: `isAway()`, and `board()`, which names the server's board. */
@@ -257,6 +289,7 @@ export function startList(around) {
     event.preventDefault();
     find(event.target.elements.task_id.value.trim());
   });
+  byId("stop-waiting").addEventListener("click", askToStop);
   byId("now-star").addEventListener("click", starCurrent);
   onPlayer((each) => (each === "song" || each === "state") && showPlayers());
   onFavouritesElsewhere(showPlayers);

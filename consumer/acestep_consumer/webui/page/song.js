@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One song in an opened job: its facts, its file, what can be made from it, and the stretch that is marked on it.
 
-import { finish, makeFrom } from "./actions.js";
+import { copyLink, finish, makeFrom } from "./actions.js";
 import { copyOf, setLabel, setText } from "./dom.js";
 import { localize, t } from "./i18n.js";
 import { audioUrl, isCurrent, isPlaying, play, position, toggle } from "./player.js";
@@ -34,9 +34,16 @@ export class Song {
       toggleFavourite(songKey(card.task_id, index));
       this.starred();
     });
+    on(".copy-link", () => copyLink(card, index));
     on(".variation", () => makeFrom(card, index, "variation"));
     on(".extend", () => makeFrom(card, index, "extend"));
     on(".cover", () => makeFrom(card, index, "cover"));
+    on(".lines", () => {
+      // Section tags are not sung.
+      const sung = song.lyrics.map(({ text }) => text.trim()).filter((text) => text && !/^\[.*\]$/.test(text)).join("\n");
+      makeFrom(card, index, "lines", { lines_before: sung, lines_after: sung });
+    });
+    this.part(".lines").hidden = !song.lyrics.length;
     on(".stems", () => makeFrom(card, index, "stems"));
     on(".finish", () => finish(card, index));
     this.part(".finish").hidden = card.request?.quality !== "draft";
@@ -118,7 +125,8 @@ export class Song {
     const star = this.part(".star");
     star.setAttribute("aria-pressed", String(isFavourite(songKey(card.task_id, index))));
     setLabel(star, t("song.favourite", { name }));
-    for (const action of ["variation", "extend", "cover", "stems", "finish"]) setLabel(this.part(`.${action}`), `${t(`action.${action}`)}: ${name}`);
+    setLabel(this.part(".copy-link"), `${t("action.copy_link")}: ${name}`);
+    for (const action of ["variation", "extend", "cover", "lines", "stems", "finish"]) setLabel(this.part(`.${action}`), `${t(`action.${action}`)}: ${name}`);
   }
 
   close() {
