@@ -23,6 +23,7 @@ from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.identified_queue import IdentifiedQueue
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.tier_queues import TierQueues
+from acestep_consumer.broker.topology import connection_name
 from acestep_consumer.broker.versions import ack_timeout_warning
 from acestep_consumer.config.exit_codes import Exit, unexpected
 from acestep_consumer.config.logs import set_log_level, set_up_logs
@@ -32,12 +33,12 @@ from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Objects, Routes
 from acestep_consumer.engine.engines import Engines
 from acestep_consumer.engine.interface import EngineSet
-from acestep_consumer.engine.renderer.checkpoint_check import check_checkpoints
-from acestep_consumer.engine.renderer.registry import CheckpointError
+from acestep_consumer.engine.renderer.checkpoints.checkpoint_check import check_checkpoints
+from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError
 from acestep_consumer.engine.supervisor import EngineUnusable
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
-from acestep_consumer.execution.runner import JobLimits, JobRunner
+from acestep_consumer.execution.runner import JobRules, JobRunner
 from acestep_consumer.execution.scratch import ScratchRoot
 from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
@@ -148,10 +149,10 @@ class Worker:
         self._costs = CostModel()
         self._outage = OutageGate(self._on_storage, self._ask_storage)
         self._connections = {
-            use: BrokerConnection(settings.broker, f"acestep-consumer {self._id} {use}", with_stream=False)
+            use: BrokerConnection(settings.broker, connection_name(self._id, use), with_stream=False)
             for use in ("publish", "consume")
         }
-        self._control = ControlChannel(settings.broker, f"acestep-consumer {self._id} control")
+        self._control = ControlChannel(settings.broker, connection_name(self._id, "control"))
         # Limits of the other tiers: needed with tier routing only.
         self._table = load_table(settings.worker.tier_table) if settings.broker.route_by_tier else None
         refusals = Refusals()
@@ -371,11 +372,11 @@ class Worker:
             store=store,
             events=self._publisher,
             costs=self._costs,
-            rules=JobLimits(
+            rules=JobRules(
                 worker_id=self._id,
                 scratch=disk.job_folder,
-                limits=self._engines.limits,
-                requests=lambda: request_rules(self._settings),
+                tier_limits=self._engines.limits,
+                request_rules=lambda: request_rules(self._settings),
                 execution_timeout_s=lambda: self._settings.worker.execution_timeout_s,
                 stages=self._stages,
             ),

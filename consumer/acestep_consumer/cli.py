@@ -67,10 +67,18 @@ def main() -> None:
     raise SystemExit(code)
 
 
-def _settings_by_section() -> str:
-    """Return the settings as Markdown, for the end of ``run --help``."""
+_Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Primary DiT model, a name, folder or hub id: ACESTEP_CONFIG_PATH."),
+]
+
+
+def _settings_by_section(*titles: str) -> str:
+    """Return the settings of some sections as Markdown, for the end of a command's help."""
     parts = ["**Settings** (environment or `.env`; defaults in brackets)"]
     for title, rows in settings_module.describe_sections():
+        if title not in titles:
+            continue
         lines = "\n".join(f"- `{name}` ({default}): {about}" for name, default, about in rows)
         parts.append(f"**{title}**\n\n{lines}")
     return "\n\n".join(parts)
@@ -102,7 +110,7 @@ def check(
         bool | None, typer.Option("--lm/--no-lm", help="Whether it has a 5Hz LM; unset: as the tier has by default.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="ACESTEP_CONFIG_PATH: its primary model.")
+        str | None, typer.Option("--model", metavar="NAME", help="Its primary DiT model: ACESTEP_CONFIG_PATH.")
     ] = None,
     form: Annotated[bool, typer.Option("--form", help="BODY is a form (`a=1&b=2`), not JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Reject wrong values: ACESTEP_STRICT_REQUESTS.")] = False,
@@ -171,6 +179,33 @@ def cancel(
 
 
 @app.command(cls=Command, rich_help_panel=JOBS)
+def download(
+    task_ids: Annotated[list[str], typer.Argument(metavar="TASK_ID…", help="Tasks that have ended.")],
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="FOLDER", file_okay=False, help="Where to; made when missing.")
+    ] = Path(),
+) -> None:
+    """Download the songs of earlier jobs, however long ago they ended.
+
+    Songs become `TASK_ID-0.mp3` and so on; lyrics with times lie beside them, `.lrc` and `.vtt`. Prints the songs'
+    paths. Each file appears whole and with the SHA-256 of its event, or not at all: what is there already and right is
+    left alone, and an interrupted download is resumed by the same command. The settings of storage apply
+    (`ACESTEP_S3_…`); neither broker nor worker is needed.
+
+    - `download first-take` – into this folder
+    - `lineage first-take --json | jq -r '.tasks[].task_id' | xargs acestep-consumer download --folder family`
+
+    Exit code 0: all songs are there. 1: a job has no songs, or no result; those of the others are there. 4: the storage
+    is out of reach, or a song is not the one of its event.
+    """
+    from acestep_consumer.commands import download as command  # noqa: PLC0415 - as above
+
+    for task_id in task_ids:
+        check_task_id(task_id)
+    exit_after(command.download(load_settings(), tuple(dict.fromkeys(task_ids)), folder, note))
+
+
+@app.command(cls=Command, rich_help_panel=JOBS)
 def lineage(
     task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="A task that has ended.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: the tasks, oldest first.")] = False,
@@ -231,10 +266,14 @@ def listen(
     exit_after(command.listen(load_settings(), options, note))
 
 
-@app.command(cls=Command, rich_help_panel=OPERATION)
+@app.command(cls=Command, rich_help_panel=OPERATION, epilog=_settings_by_section("Broker", "Storage (S3)", "Gateway"))
 def gateway(
-    host: Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="ACESTEP_API_HOST.")] = None,
-    port: Annotated[int | None, typer.Option("--port", metavar="PORT", help="ACESTEP_API_PORT.")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen at: ACESTEP_API_HOST.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", help="Port to listen at: ACESTEP_API_PORT.")
+    ] = None,
 ) -> None:
     """Serve ACE-Step's REST API: a request becomes a message, an event an answer.
 
@@ -252,18 +291,31 @@ def gateway(
     exit_after(command.gateway(load_settings(**given), read_again, note))
 
 
-@app.command(cls=Command, rich_help_panel=OPERATION, epilog=_settings_by_section())
+@app.command(
+    cls=Command,
+    rich_help_panel=OPERATION,
+    epilog=_settings_by_section("Broker", "Storage (S3)", "Audio inputs", "Engine", "Worker"),
+)
 def run(
     workers: Annotated[
         str | None,
-        typer.Option("--workers", "-w", metavar="N", help="ACESTEP_QUEUE_WORKERS: concurrent jobs, or `auto`."),
+        typer.Option("--workers", "-w", metavar="N", help="Concurrent jobs, or `auto`: ACESTEP_QUEUE_WORKERS."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="ACESTEP_CONFIG_PATH.")] = None,
+    model: _Model = None,
     checkpoints: Annotated[
-        Path | None, typer.Option("--checkpoints", metavar="FOLDER", help="ACESTEP_CHECKPOINT_DIR.")
+        Path | None,
+        typer.Option(
+            "--checkpoints", metavar="FOLDER", help="Folder with a folder for each model: ACESTEP_CHECKPOINT_DIR."
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="ACESTEP_DEVICE.")] = None,
-    http_port: Annotated[int | None, typer.Option("--http-port", metavar="PORT", help="ACESTEP_HTTP_PORT.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, xpu, mps or cpu: ACESTEP_DEVICE."),
+    ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option("--http-port", metavar="PORT", help="Port for health checks and metrics: ACESTEP_HTTP_PORT."),
+    ] = None,
     grace: Annotated[
         float, typer.Option("--grace", min=0, metavar="SECONDS", help="How long running jobs may take after SIGTERM.")
     ] = 600.0,
@@ -333,7 +385,7 @@ def doctor(
 def plan(
     vram: Annotated[
         float | None,
-        typer.Option("--vram", min=0, max=10_000, metavar="GB", help="Memory of a GPU; 0: no GPU."),
+        typer.Option("--vram", min=0, max=10_000, metavar="GB", help="Memory of a GPU, instead of its own; 0: none."),
     ] = None,
     card: Annotated[
         str | None, typer.Option("--card", metavar="NAME", help='Name of a GPU, such as "RTX 4090" or "L40S".')
@@ -351,11 +403,14 @@ def plan(
     audio_format: Annotated[
         str, typer.Option("--format", metavar="NAME", help="mp3, wav, wav32, flac, ogg, opus or aac.")
     ] = "mp3",
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="ACESTEP_CONFIG_PATH.")] = None,
+    model: _Model = None,
     cores: Annotated[
         int | None,
         typer.Option(
-            "--cores", min=1, metavar="N", help="CPU cores for encoding; unset: this machine's, or enough for --vram."
+            "--cores",
+            min=1,
+            metavar="N",
+            help="CPU cores for encoding; unset: this machine's, or enough for --vram and --card.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -364,10 +419,11 @@ def plan(
 
     For this machine's GPU, or for the one that `--vram` and `--card` describe. No model is loaded and nothing is
     started. The settings of `run` apply: models, LM, offloading, MAX_CUDA_VRAM, ACESTEP_TIER_TABLE. Songs per minute
-    are calculated from measurements on one type of GPU; the output says which, and how they were scaled.
+    are calculated from measurements on one type of GPU; the output says which, and how they were scaled. GB are GiB.
 
     - `plan` – this GPU, thinking, 1 song of 300 s per request
-    - `plan --vram 48 --card "NVIDIA L40S"` – another GPU
+    - `plan --card "RTX 4090"` – another GPU, with the memory and the speed that it is sold with
+    - `plan --vram 48 --card "Some GPU"` – one that is not known: with its memory and an H200's speed
     - `plan --duration 120 --batch 2 --no-thinking --model acestep-v15-base --steps 50` – another workload
 
     `ACESTEP_QUEUE_WORKERS=auto` finds the number of workers at run time; this command estimates the result.

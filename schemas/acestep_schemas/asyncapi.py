@@ -195,7 +195,10 @@ def _messages() -> Json:
             "headers": _TRACE_HEADERS,
             "correlationId": {"location": "$message.header#/correlation_id"},
             "payload": _ref("components", "schemas", _request_name()),
-            "examples": [{"name": "song", "payload": examples.REQUEST}],
+            "examples": [
+                {"name": "song", "payload": examples.REQUEST},
+                {"name": "repaint", "payload": examples.REPAINT},
+            ],
         },
         "cancel": {
             "name": "cancel",
@@ -214,6 +217,8 @@ def _messages() -> Json:
 def _event_message(name: str, kind: type[CloudEvent], event: CloudEvent) -> Json:
     data = event.model_dump(mode="json")
     of_worker = kind is WorkerEvent
+    others = examples.more_events().get(kind, {})
+    more = [{"name": other, "payload": each.model_dump(mode="json")} for other, each in others.items()]
     binding = (
         {} if of_worker else {"bindings": {"amqp": {"messageType": data["type"], "bindingVersion": BINDING_VERSION}}}
     )
@@ -225,7 +230,7 @@ def _event_message(name: str, kind: type[CloudEvent], event: CloudEvent) -> Json
         "correlationId": {"location": "$message.header#/correlation_id"},
         "payload": _ref("components", "schemas", kind.__name__),
         **binding,
-        "examples": [{"name": name, "payload": data}],
+        "examples": [{"name": name, "payload": data}, *more],
     }
 
 

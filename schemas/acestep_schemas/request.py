@@ -25,6 +25,9 @@ WAVELET_PATTERN: Final = (
 AudioFormat = Literal["mp3", "wav", "wav32", "flac", "ogg", "opus", "aac"]
 TaskType = Literal["text2music", "cover", "cover-nofsq", "repaint", "extract", "lego", "complete"]
 
+WINDOWED_TASKS: Final = frozenset({"repaint", "lego"})
+"""Tasks in which ``repainting_start`` and ``repainting_end`` select a part of the source."""
+
 Flag = Annotated[bool, BeforeValidator(coerce.boolean)]
 OptionalFlag = Annotated[bool | None, BeforeValidator(coerce.optional(coerce.boolean))]
 Integer = Annotated[int, BeforeValidator(coerce.integer)]
@@ -477,7 +480,6 @@ _INTERVALS: Final = (
     ("flow_edit_n_min", "flow_edit_n_max", "no step is edited"),
 )
 _OUTRANKED_BY_SONG: Final = frozenset({"src_audio_path", "src_audio_base64"})
-_WINDOWED: Final = ("repaint", "lego")
 _ROUNDS: Final = 2
 _LISTS: Final = ("seed", "timesteps", "track_classes", "audio_code_string", "loras")
 _RULES: Final[dict[str, str]] = {
@@ -615,7 +617,7 @@ def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) ->
     if request.source_task_id is not None:
         for field in sorted(_OUTRANKED_BY_SONG & given.keys()):
             yield _problem(field, given[field], "source_task_id is given, too, and outranks it"), "it is ignored"
-    end_s = request.repainting_end if request.task_type in _WINDOWED else None
+    end_s = request.repainting_end if request.task_type in WINDOWED_TASKS else None
     if end_s is not None and end_s <= request.repainting_start:
         rule = "repainting_end must be after repainting_start"
         yield _problem("repainting_end", given["repainting_end"], rule), "the whole song is made anew"

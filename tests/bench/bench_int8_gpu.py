@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from acestep_consumer.engine.renderer.checkpoint import _prepare
+from acestep_consumer.engine.renderer.checkpoints.checkpoint import _prepare
+from acestep_consumer.engine.renderer.decoder.vae_decode import TileDecoder
+from acestep_consumer.engine.renderer.denoising.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
-from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.quantization import move, quantize, weight_bytes
-from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size
 from tests.bench.bench_planner_gpu import shape_of

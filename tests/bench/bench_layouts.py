@@ -17,8 +17,8 @@ import torch
 from diffusers import AceStepPipeline
 from safetensors.torch import load_file, save_file
 
-from acestep_consumer.engine.renderer.original_layout import open_original
-from acestep_consumer.engine.renderer.original_weights import load_original
+from acestep_consumer.engine.renderer.checkpoints.original_layout import open_original
+from acestep_consumer.engine.renderer.checkpoints.original_weights import load_original
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.support.original_layout import write_original

@@ -24,8 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from acestep_consumer.engine.messages import Render
+from acestep_consumer.engine.renderer.denoising.sample import Sample
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
-from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.support.scheduler_harness import SchedulerHarness, open_runners, render_message
 

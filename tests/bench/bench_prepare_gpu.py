@@ -25,8 +25,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.code_latents import CodeLatents
+from acestep_consumer.engine.renderer.denoising.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
-from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.source import SourceEncoder
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
 from acestep_consumer.engine.testing import tiny_checkpoint

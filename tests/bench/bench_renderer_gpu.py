@@ -27,10 +27,10 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import CODE_COUNT, CODES_PER_SECOND
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
-from acestep_consumer.engine.renderer.dcw import Dcw
-from acestep_consumer.engine.renderer.packed_dit import Branch
+from acestep_consumer.engine.renderer.denoising.dcw import Dcw
+from acestep_consumer.engine.renderer.denoising.packed_dit import Branch
+from acestep_consumer.engine.renderer.denoising.sample import SamplerOptions
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
-from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size
@@ -112,7 +112,7 @@ def step_ms(scheduler: Scheduler, seconds: Sequence[int], *, times: int = 10, co
             Branch(own, make(25 * each, 2 * channels), make(25 * each, channels))
             for own, each in zip(dit.conditions([make(condition, width) for _ in seconds]), seconds, strict=True)
         ]
-        pack, flow = runner.denoiser(None).lay_out(branches)
+        pack, flow = runner.denoiser(None).pack_and_flow(branches)
         latents, flow_times = pack.join([branch.latents for branch in branches]), make(len(branches) + 1)
         return timed(lambda: flow(latents, flow_times), times)
 

@@ -30,10 +30,11 @@ from acestep_consumer.audio.codec import encode
 from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.engine.renderer import alignment_pass, lyric_alignment, startup
+from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, RequestCallbacks
-from acestep_consumer.engine.renderer.lyric_alignment import HeadSums, LyricTokens, Piece, align
-from acestep_consumer.engine.renderer.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.denoising.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.lyrics import alignment_pass, lyric_alignment
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import HeadSums, LyricTokens, Piece, align
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size

@@ -17,10 +17,10 @@ import torch
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.errors import InputUnreadable
 from acestep_consumer.engine.planner.transformers_backend import load
-from acestep_consumer.engine.renderer.checkpoint import load_models
+from acestep_consumer.engine.renderer.checkpoints.checkpoint import load_models
+from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError
 from acestep_consumer.engine.renderer.device import DeviceReport
 from acestep_consumer.engine.renderer.lora_file import read_lora
-from acestep_consumer.engine.renderer.registry import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

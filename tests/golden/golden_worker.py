@@ -28,16 +28,16 @@ from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.domain.parse import RequestRules, parse
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer.batch_request import BatchRequest
-from acestep_consumer.engine.renderer.checkpoint import load_models
+from acestep_consumer.engine.renderer.checkpoints.checkpoint import load_models
 from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.decoder.vae_decode import TileDecoder
+from acestep_consumer.engine.renderer.denoising.sample import Sample
 from acestep_consumer.engine.renderer.device import DeviceReport
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.prepare import RequestPreparer, TokenizedText
 from acestep_consumer.engine.renderer.render import render
 from acestep_consumer.engine.renderer.render_resources import RenderResources
-from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.scheduler import Scheduler
-from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_consumer.policy.memory_budget import MemoryBudget
 from acestep_consumer.policy.tiers import BUILT_IN

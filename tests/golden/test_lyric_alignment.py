@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from acestep_consumer.audio.time_warping import lyric_score, token_frames, warping_paths
-from acestep_consumer.engine.renderer import encode_songs, lyric_alignment
-from acestep_consumer.engine.renderer.lyric_alignment import HeadSums, LyricTokens, Piece, lines_of
-from acestep_consumer.engine.renderer.lyric_files import lrc
+from acestep_consumer.engine.renderer import encode_songs
+from acestep_consumer.engine.renderer.lyrics import lyric_alignment
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import HeadSums, LyricTokens, Piece, lines_of
+from acestep_consumer.engine.renderer.lyrics.lyric_files import lrc
 from acestep_schemas.events import LyricLine
 from tests.golden.compare import relative_error
 from tests.golden.golden_data import GoldenCase, cases

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderOobleck
 
+from acestep_consumer.engine.renderer.decoder.vae_decode import TileDecoder
 from acestep_consumer.engine.renderer.output import normalised
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 
 pytestmark = [
     pytest.mark.gpu,

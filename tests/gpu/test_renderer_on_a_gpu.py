@@ -13,13 +13,13 @@ from diffusers import AceStepPipeline
 
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import format_codes
-from acestep_consumer.engine.renderer import medians
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
-from acestep_consumer.engine.renderer.denoiser import Denoiser
-from acestep_consumer.engine.renderer.packed_dit import Branch
+from acestep_consumer.engine.renderer.denoising.denoiser import Denoiser
+from acestep_consumer.engine.renderer.denoising.packed_dit import Branch
+from acestep_consumer.engine.renderer.denoising.sample import SamplerOptions
+from acestep_consumer.engine.renderer.lyrics import medians
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.startup import open_runtime
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO, write
@@ -85,7 +85,7 @@ def test_compiled_and_graphed_songs_are_those_of_plain_kernels(checkpoints: Path
 
 
 def velocities(denoiser: Denoiser, branches: list[Branch], times: torch.Tensor) -> torch.Tensor:
-    pack, flow = denoiser.lay_out(branches)
+    pack, flow = denoiser.pack_and_flow(branches)
     latents = pack.join([branch.latents for branch in branches])
     return flow(latents, times)[: len(latents)].clone()
 

@@ -70,6 +70,7 @@ def test_submit_has_flags_for_what_people_ask_for(cli: Cli, tmp_path: Path) -> N
     done = cli(
         "submit", "--prompt", "jazz", "--duration", "10", "--lyrics-file", str(lyrics), "--language", "ja", "--bpm",
         "120", "--key", "C minor", "--steps", "2", "--guidance", "5", "--expires", "600", "--timeout", "100", "--json",
+        "--loudness", "-40", "--true-peak", "-2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     event = parse_event(done.stdout.encode())
@@ -77,6 +78,10 @@ def test_submit_has_flags_for_what_people_ask_for(cli: Cli, tmp_path: Path) -> N
     asked = event.data.request
     assert (asked.lyrics, asked.vocal_language, asked.bpm) == ("[verse]\nWords from a file\n", "ja", 120)
     assert (asked.key_scale, asked.inference_steps, asked.guidance_scale) == ("C minor", 2, 5)
+    assert (asked.loudness_lufs, asked.true_peak_db) == (-40, -2)
+    (song,) = event.data.audios
+    assert song.loudness is not None
+    assert song.loudness.lufs == pytest.approx(-40, abs=0.1)
 
 
 def test_submit_waits_no_longer_than_it_was_told_and_says_that_the_job_goes_on(cli: Cli, amqp_url: str) -> None:

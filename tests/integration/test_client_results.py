@@ -2,6 +2,7 @@
 """The SDK against a whole worker (without a model) and S3: ends that came before anybody asked, songs, cancellation."""
 
 import asyncio
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from acestep_consumer.client import job as job_module
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobCompleted
+from tests.support.command import run_command
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi
 from tests.support.waiting import WITHIN_S
@@ -106,6 +108,52 @@ async def test_songs_are_downloaded_whole_and_only_once(client: Client, tmp_path
     before = [path.stat().st_mtime_ns for path in paths]
     assert await client.result(event.subject, tmp_path / "songs") == paths
     assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+async def test_the_family_of_a_job_is_read_from_storage(worker_variables: dict[str, str], client: Client) -> None:
+    first = (await sung(client)).subject
+    second = (await sung(client, source_task_id=first, variation=0.2)).subject
+    family = await client.lineage(second)
+    assert (set(family.tasks), family.first) == ({first, second}, [first])
+    assert [(each.child, each.parent.field) for each in family.children_of(first)] == [(second, "variation")]
+    assert (await client.lineage("nobody-s")).tasks == {"nobody-s": None}
+    async with Client(worker_variables["ACESTEP_AMQP_URL"]) as poor:
+        with pytest.raises(DownloadFailed, match="no access to storage"):
+            await poor.lineage(first)
+
+
+async def test_songs_of_earlier_jobs_are_downloaded_by_a_command_that_resumes_and_needs_no_broker(
+    worker_variables: dict[str, str], client: Client, tmp_path: Path
+) -> None:
+    event = await sung(client, batch_size=2)
+    refused = await client.start({"prompt": "x", "task_type": "dance"})
+    await refused.wait(WITHIN_S)
+
+    async def command(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        settings = worker_variables | {"ACESTEP_AMQP_URL": "amqp://127.0.0.1:1"} | variables
+        return await asyncio.to_thread(run_command, "download", *arguments, "--folder", str(folder), variables=settings)
+
+    folder = tmp_path / "new" / "songs"
+    names = [f"{event.subject}-{index}.wav" for index in range(2)]
+    done = await command(event.subject)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [str(folder / name) for name in names]
+    whole = (folder / names[0]).read_bytes()
+    (folder / names[0]).unlink()
+    (folder / f"{names[0]}.part").write_bytes(whole[:1000])
+    untouched = (folder / names[1]).stat().st_mtime_ns
+    done = await command(refused.task_id, "nobody-s", event.subject)
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"error: {refused.task_id} was rejected: invalid_request: ")
+    assert second.startswith("error: nobody-s: no result: ")
+    assert (folder / names[0]).read_bytes() == whole
+    assert (folder / names[1]).stat().st_mtime_ns == untouched
+    assert {path.name for path in folder.iterdir()} == set(names)
+    done = await command(event.subject, ACESTEP_S3_ENDPOINT="http://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("error: download failed: ")
+    assert (await command("a.b")).returncode == 2
 
 
 async def test_a_client_without_storage_says_what_a_download_needs(

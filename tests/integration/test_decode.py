@@ -14,15 +14,15 @@ from diffusers import AceStepPipeline, AutoencoderOobleck
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_consumer.engine.renderer.output import normalised
-from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.vae_decode import (
+from acestep_consumer.engine.renderer.decoder.vae_decode import (
     TileDecoder,
     batch_sizes,
     layout,
     receptive_field,
     window_lengths,
 )
+from acestep_consumer.engine.renderer.output import normalised
+from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.testing.tiny_checkpoint import TURBO
 
 REAL_RATIOS = [2, 4, 4, 6, 10]

@@ -13,10 +13,10 @@ from diffusers import AutoencoderOobleck
 from structlog.testing import capture_logs
 
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.engine.renderer.decoder.vae_decode import TileDecoder
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.startup import acceleration_for
-from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 
 pytest.importorskip("triton")
 

@@ -31,11 +31,12 @@ from acestep_consumer.engine.planner.loading import load as load_planner
 from acestep_consumer.engine.planner.transformers_backend import load as load_lm
 from acestep_consumer.engine.process import EngineProcess
 from acestep_consumer.engine.renderer import quantization
-from acestep_consumer.engine.renderer.checkpoint_check import check_checkpoints
+from acestep_consumer.engine.renderer.checkpoints.checkpoint_check import check_checkpoints
+from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError
+from acestep_consumer.engine.renderer.denoising.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
-from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.quantization import (
     dequantized,
     is_quantized,
@@ -44,7 +45,6 @@ from acestep_consumer.engine.renderer.quantization import (
     weight_bytes,
 )
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.registry import CheckpointError
 from acestep_consumer.engine.renderer.startup import open_runtime
 from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm
 from tests.support.loras import random_lora, write_lora

@@ -16,10 +16,11 @@ from acestep_consumer.audio import codec
 from acestep_consumer.audio.codec import decode
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Sources, Track
-from acestep_consumer.engine.renderer import encode_songs, lyric_alignment, prepare, startup
-from acestep_consumer.engine.renderer.alignment_pass import alignment_noise
+from acestep_consumer.engine.renderer import encode_songs, prepare, startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
-from acestep_consumer.engine.renderer.lyric_alignment import existing_heads, heads_of
+from acestep_consumer.engine.renderer.lyrics import lyric_alignment
+from acestep_consumer.engine.renderer.lyrics.alignment_pass import alignment_noise
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import existing_heads, heads_of
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.render_resources import RenderResources

@@ -17,11 +17,11 @@ from acestep_consumer.commands.doctor.models import judge_model
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.domain.tasks import Variant
-from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
-from acestep_consumer.engine.renderer.checkpoint_check import check_checkpoints
+from acestep_consumer.engine.renderer.checkpoints.checkpoint import ModelHandle, load_models
+from acestep_consumer.engine.renderer.checkpoints.checkpoint_check import check_checkpoints
+from acestep_consumer.engine.renderer.checkpoints.original_weights import read_silence
+from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError
 from acestep_consumer.engine.renderer.device import DeviceReport
-from acestep_consumer.engine.renderer.original_weights import read_silence
-from acestep_consumer.engine.renderer.registry import CheckpointError
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from tests.support.original_layout import shard, write_comfyui, write_gguf, write_original
 
@@ -290,7 +290,7 @@ def test_a_file_that_could_be_turbo_or_base_must_say_which_in_its_name(originals
 
 
 def test_a_quantised_gguf_file_is_refused(originals: Path) -> None:
-    file = Path(__file__).parents[1] / "unit/engine/renderer/gguf/quantised.gguf"
+    file = Path(__file__).parents[1] / "unit/engine/renderer/checkpoints/gguf/quantised.gguf"
     with pytest.raises(CheckpointError, match=r"holds quantised tensors .* take the file with BF16"):
         check_checkpoints(EngineSettings(config_path=str(file), checkpoint_dir=originals))
 

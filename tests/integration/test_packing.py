@@ -15,11 +15,11 @@ from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer import lora
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.code_latents import CodeLatents
-from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits, StepGraphs
+from acestep_consumer.engine.renderer.denoising.cuda_graphs import StepGraphs
 from acestep_consumer.engine.renderer.lora import Lora
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
-from acestep_consumer.policy.memory_budget import MemoryBudget
+from acestep_consumer.policy.memory_budget import MemoryBudget, StepGraphLimits
 from acestep_schemas.events import Metas
 from tests.support.loras import write_lora
 from tests.support.scheduler_harness import (

@@ -27,7 +27,7 @@ KEYS = {
         "max_batch",
     },
     "offload": {"models", "dit", "because"},
-    "lm": {"model", "backend", "backend_is_set", "memory_gb", "weights_gib", "songs_at_once"},
+    "lm": {"model", "backend", "backend_is_set", "memory_gb", "memory_gib", "weights_gib", "songs_at_once"},
     "memory": {
         "card_gib",
         "reserve_gib",
@@ -35,6 +35,7 @@ KEYS = {
         "lm_song_gib",
         "renderer_gib",
         "renderer_weights_gib",
+        "renderer_graphs_gib",
         "renderer_working_gib",
         "renderer_song_gib",
     },
@@ -60,16 +61,22 @@ FakeSmi = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def fake_smi(tmp_path: Path) -> FakeSmi:
-    """An environment whose nvidia-smi knows the cards given as ``id="name, MiB"``, and whose torch is missing."""
+    """An environment whose nvidia-smi knows the cards given as ``id="name, MiB, reserved MiB"``, without torch.
 
-    def write(**cards: str) -> dict[str, str]:
+    ``old``: it does not know what is reserved.
+    """
+
+    def write(*, old: bool = False, **cards: str) -> dict[str, str]:
         smi = tmp_path / "nvidia-smi"
         source = (
             f"#!{sys.executable}\n"
             "import sys\n"
             f"cards = {cards!r}\n"
             "wanted = next(a.removeprefix('--id=') for a in sys.argv if a.startswith('--id='))\n"
-            "assert '--query-gpu=name,memory.total' in sys.argv, sys.argv\n"
+            "new = '--query-gpu=name,memory.total,memory.reserved' in sys.argv\n"
+            "assert new or '--query-gpu=name,memory.total' in sys.argv, sys.argv\n"
+            f"if new and {old}:\n"
+            "    sys.exit(print('Field \"memory.reserved\" is not a valid field to query.') or 2)\n"
             "assert '--format=csv,noheader,nounits' in sys.argv, sys.argv\n"
             "key = 'gpu' + wanted.replace('-', '_')\n"
             "print(cards[key]) if key in cards else sys.exit('No devices were found')\n"
@@ -139,7 +146,7 @@ def test_the_json_has_the_same_keys_for_every_card_and_every_workload() -> None:
         assert {part: set(found[part]) for part in KEYS} == KEYS
         assert [set(other) for other in found["other_tiers"]] == [KEYS["tier"]]
         assert {key for model in found["models"] for key in model} == {"name", "size"}
-        pairs = {"dit", "lm", "fits", "left_gib", "songs_a_minute"}
+        pairs = {"dit", "lm", "backend", "fits", "left_gib", "songs_a_minute"}
         assert {key for pair in (*found["possible"], *found["possible_int8"]) for key in pair} == pairs
         assert bool(found["possible_int8"]) is (found["card"]["vram_gb"] <= 24)
 
@@ -202,7 +209,7 @@ def test_a_workload_is_clamped_as_a_request_would_be_and_its_model_decides_on_gu
 
 
 def test_the_card_is_found_by_nvidia_smi_without_torch(fake_smi: FakeSmi) -> None:
-    environ = fake_smi(gpu0="NVIDIA H200, 143771")
+    environ = fake_smi(gpu0="NVIDIA H200, 143771, [N/A]")
     found = answer(**environ)
     assert found["card"] == {
         "name": "NVIDIA H200",
@@ -211,12 +218,20 @@ def test_the_card_is_found_by_nvidia_smi_without_torch(fake_smi: FakeSmi) -> Non
         "compute": 1.0,
         "bandwidth": 1.0,
     }
-    assert found["songs"]["rests_on"].startswith("measured on one NVIDIA H200")
+    assert found["songs"]["rests_on"].startswith("calculated from times measured on one NVIDIA H200")
+    assert "whole workers there made 144 to 147" in found["songs"]["rests_on"]
     assert found["songs"]["encoding_cores"] <= (os.cpu_count() or 1)
 
 
+def test_the_memory_that_the_driver_keeps_is_not_counted_since_a_worker_does_not_see_it(fake_smi: FakeSmi) -> None:
+    new = answer(**fake_smi(gpu0="NVIDIA A100-SXM4-80GB, 81920, 869"))
+    assert new["card"]["vram_gb"] == 79.15
+    old = answer(**fake_smi(old=True, gpu0="NVIDIA A100-SXM4-80GB, 81920"))
+    assert (old["card"]["vram_gb"], old["card"]["found_by"]) == (80, "nvidia-smi")
+
+
 def test_the_device_setting_and_the_visible_cards_choose_which_one(fake_smi: FakeSmi) -> None:
-    environ = fake_smi(gpu3="NVIDIA L4, 23034", gpuGPU_1d0c="NVIDIA L40S, 46068") | {
+    environ = fake_smi(gpu3="NVIDIA L4, 23034, 0", gpuGPU_1d0c="NVIDIA L40S, 46068, 0") | {
         "CUDA_VISIBLE_DEVICES": "3,GPU-1d0c"
     }
     assert answer(**environ)["card"]["name"] == "NVIDIA L4"
@@ -224,7 +239,7 @@ def test_the_device_setting_and_the_visible_cards_choose_which_one(fake_smi: Fak
 
 
 def test_max_cuda_vram_makes_the_card_smaller_and_vram_wins_over_it(fake_smi: FakeSmi) -> None:
-    environ = fake_smi(gpu0="NVIDIA H200, 143771") | {"MAX_CUDA_VRAM": "24"}
+    environ = fake_smi(gpu0="NVIDIA H200, 143771, 0") | {"MAX_CUDA_VRAM": "24"}
     pretended = answer(**environ)
     assert (pretended["card"]["name"], pretended["card"]["vram_gb"]) == ("NVIDIA H200", 24)
     assert pretended["tier"]["name"] == "tier6"
@@ -232,7 +247,7 @@ def test_max_cuda_vram_makes_the_card_smaller_and_vram_wins_over_it(fake_smi: Fa
 
 
 def test_another_card_is_scaled_by_its_data_sheet_and_an_unknown_one_is_not(fake_smi: FakeSmi) -> None:
-    scaled = answer(**fake_smi(gpu0="NVIDIA L40S, 46068"), ACESTEP_INIT_LLM="false")
+    scaled = answer(**fake_smi(gpu0="NVIDIA L40S, 46068, 0"), ACESTEP_INIT_LLM="false")
     assert "scaled by data sheets: 362 of 989 TFLOP/s" in scaled["songs"]["rests_on"]
     unknown = answer("--vram", "45", "--card", "Frobozz 9000", ACESTEP_INIT_LLM="false")
     assert "the figures are an H200's, expect less" in unknown["songs"]["rests_on"]
@@ -312,9 +327,50 @@ def test_the_table_for_eyes_says_what_the_json_says() -> None:
     assert "limited by encoding mp3 on 4 CPU cores" in text
 
 
+def test_a_figure_says_whose_it_is() -> None:
+    """The first line, before any figure, and the last one."""
+    for arguments, first, last in (
+        (("--vram", "24"), "No --card: all speeds below are those of an H200; a GPU of 24 GB", "(on an H200)"),
+        (("--card", "RTX 4090"), "GPU", "(scaled from an H200, not measured)"),
+        (("--card", "H200"), "GPU", "(calculated)"),
+    ):
+        text = run_plan(*arguments).stdout
+        assert text.startswith(first)
+        assert f"at best {last}" in text
+        assert "calculated, a worker measures at its start" in text
+
+
+def test_a_language_model_that_is_slow_because_vllm_has_no_room_is_shown_as_that() -> None:
+    slow = [pair for pair in answer("--vram", "24")["possible"] if pair["backend"] == "pt"]
+    assert {pair["lm"] for pair in slow} == {"acestep-5Hz-lm-0.6B"}
+    assert "acestep-5Hz-lm-0.6B, on pt" in run_plan("--vram", "24").stdout
+
+
+@pytest.mark.parametrize(("vram", "graphs"), [("8", 0), ("24", 0.1), ("40", 0.43), ("141", 0.43)])
+def test_the_memory_of_cuda_graphs_is_counted_where_a_worker_has_them(vram: str, graphs: float) -> None:
+    memory = answer("--vram", vram)["memory"]
+    assert memory["renderer_graphs_gib"] == pytest.approx(graphs, abs=0.01)
+    without = answer("--vram", vram, ACESTEP_COMPILE="false")
+    weights = memory["renderer_weights_gib"] - without["memory"]["renderer_weights_gib"]
+    assert weights == pytest.approx(graphs, abs=0.011)
+    assert any("run uncompiled" in note for note in without["notes"])
+
+
+def test_a_turbo_model_is_planned_with_the_steps_and_the_guidance_that_a_worker_gives_it() -> None:
+    found = answer("--vram", "24", "--steps", "50", "--guided")
+    assert (found["workload"]["steps"], found["workload"]["guided"]) == (8, False)
+    assert {"turbo models take at most 8 steps: calculated with 8"} < set(found["notes"])
+    assert found["songs"] == answer("--vram", "24")["songs"]
+
+
+def test_auto_that_stops_too_early_is_told_with_the_number_to_set() -> None:
+    notes = " ".join(answer("--card", "H200", "--duration", "120")["notes"])
+    assert "ACESTEP_QUEUE_WORKERS_MAX = 64: set it to" in notes
+
+
 def test_help_teaches_with_examples() -> None:
     text = " ".join(run_plan("--help").stdout.split())
-    assert "plan --vram 48" in text
+    assert 'plan --card "RTX 4090"' in text
     assert "ACESTEP_QUEUE_WORKERS=auto" in text
 
 

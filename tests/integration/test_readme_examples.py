@@ -13,6 +13,7 @@ from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.client import Client
 from infra.local.s3 import REGION, SeaweedFS
 from tests.support.broker import broker_settings
+from tests.support.listening import GatewayProcess
 from tests.support.node import ensure_modules, run_node
 from tests.support.readme import examples
 from tests.support.waiting import WITHIN_S
@@ -51,8 +52,8 @@ def with_a_worker(
         yield own_worker_environment
 
 
-def test_there_are_five_of_them() -> None:
-    assert set(EXAMPLES) == {*WITH_EVENTS, "migrated.py"}
+def test_there_are_seven_of_them() -> None:
+    assert set(EXAMPLES) == {*WITH_EVENTS, "migrated.py", "repaint.py", "repaint.sh"}
 
 
 @pytest.mark.parametrize("name", WITH_EVENTS)
@@ -79,6 +80,37 @@ def test_ten_lines_for_the_rest_api_become_a_few_that_get_their_song(
     assert done.returncode == 0, done.stdout + done.stderr
     (song,) = done.stdout.splitlines()
     assert (tmp_path / song).stat().st_size > 1000
+
+
+def test_a_part_of_a_song_with_times_is_made_anew_by_its_id(with_a_worker: dict[str, str], tmp_path: Path) -> None:
+    done = run_example("repaint.py", tmp_path, with_a_worker)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, song, parent = done.stdout.splitlines()
+    assert [line.partition("  ")[2] for line in lines] == ["[Verse]", "la la la", "shine on me"]
+    assert parent.startswith("from song 0 of ")
+    (stem, _), beside = song.split("."), {path.name for path in (tmp_path / "songs").iterdir()}
+    assert beside == {Path(f"{stem}.{suffix}").name for suffix in ("mp3", "lrc", "vtt")}
+
+
+def test_the_same_is_done_over_rest_in_a_shell(with_a_worker: dict[str, str], tmp_path: Path) -> None:
+    environment = with_a_worker | {"ACESTEP_API_KEY": "secret"}
+    with GatewayProcess(tmp_path, environment) as gateway:
+        script = EXAMPLES["repaint.sh"].replace("localhost:8001", gateway.url)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            env=clean_environment(environment),
+            capture_output=True,
+            text=True,
+            timeout=WITHIN_S,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, first, other = done.stdout.splitlines()
+    assert [line.partition("  ")[2] for line in lines] == ["[Verse]", "la la la", "shine on me"]
+    assert (first, other) == ("text2music", "repaint")
+    assert (tmp_path / "take.vtt").read_text().startswith("WEBVTT")
+    assert (tmp_path / "repainted.mp3").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", WITH_EVENTS)

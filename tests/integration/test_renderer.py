@@ -34,7 +34,7 @@ from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import AudioCopy
 from acestep_consumer.engine.renderer.device import Offload
 from acestep_consumer.engine.renderer.encode_songs import SongEncoder
-from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import AlignedLyrics
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.render import render, tokenize_audio
 from acestep_consumer.engine.renderer.render_resources import RenderResources

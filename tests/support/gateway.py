@@ -11,15 +11,24 @@ from typing import Any, cast
 import aiohttp
 from aiohttp.test_utils import TestServer
 
-from acestep_consumer.client import ClientError
+from acestep_consumer.client import ClientError, DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import Settings, load
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ByteRange, ObjectAddress, ObjectContent
 from acestep_consumer.domain.ports import Objects
 from acestep_consumer.gateway.server import Gateway
+from acestep_consumer.storage.lineage import Family
 from acestep_schemas import examples
-from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent, unfinished_event
+from acestep_schemas.events import (
+    Completed,
+    JobCompleted,
+    JobEvent,
+    TerminalEvent,
+    Worker,
+    WorkerEvent,
+    unfinished_event,
+)
 from acestep_schemas.request import GenerationRequest
 from tests.support.waiting import eventually
 
@@ -89,6 +98,12 @@ class FakeResults:
         self.reads += 1
         await asyncio.sleep(0)
         return self.ends.get(task_id)
+
+    async def family(self, task_id: str) -> Family:
+        if self.away:
+            raise DownloadFailed("away")
+        ends = {each: end.data for each, end in self.ends.items() if isinstance(end, JobCompleted)}
+        return Family({task_id: None} | ends)
 
     @asynccontextmanager
     async def open(self, uri: str, span: ByteRange | None = None) -> AsyncIterator[_FakeStream]:
@@ -201,6 +216,16 @@ def completed(task_id: str, songs: int = 1, **data: object) -> JobCompleted:
     request = GenerationRequest(prompt="jazz", lyrics="la la")
     changes = {"task_id": task_id, "audios": audios, "request": request, **data}
     return JobCompleted.of(examples.completed().data.model_copy(update=changes))
+
+
+def repainted(task_id: str, **data: object) -> JobCompleted:
+    """The terminal event of a song with files beside it, made from an earlier song; every file has an URL."""
+    whole = json.loads(examples.repainted().to_json())["data"]
+    (audio,) = whole["audios"]
+    for file in (audio, *audio["files"].values()):
+        file["uri"] = file["uri"].replace(whole["task_id"], task_id)
+        file["url"] = file["uri"].replace("s3://", "https://s3.example/") + "?X-Amz-Signature=0"
+    return JobCompleted.of(Completed.model_validate({**whole, "task_id": task_id, **data}))
 
 
 def unfinished(status: Any, task_id: str) -> TerminalEvent:

@@ -13,7 +13,7 @@ from acestep_consumer import app
 from acestep_consumer.cli import main
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.adapters import RendererSupervisor
-from acestep_consumer.engine.renderer.checkpoint_check import check_checkpoints
+from acestep_consumer.engine.renderer.checkpoints.checkpoint_check import check_checkpoints
 from acestep_consumer.execution import retries
 from acestep_consumer.storage.s3 import client, objects
 

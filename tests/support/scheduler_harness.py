@@ -22,9 +22,9 @@ from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import BatchFutures, BatchRequest, RequestCallbacks
+from acestep_consumer.engine.renderer.denoising.sample import Sample
 from acestep_consumer.engine.renderer.model_runner import ModelRunner, loras_of
 from acestep_consumer.engine.renderer.pipeline_arguments import DecodedInputs, arguments_for, reads_source
-from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from acestep_consumer.policy.memory_budget import MemoryBudget

@@ -15,10 +15,10 @@ from safetensors.numpy import load
 
 from acestep_consumer.audio.codec import decode
 from acestep_consumer.config.settings import InputSettings, StorageSettings
-from acestep_consumer.domain.job import Request, Sources, TokenizedSource
+from acestep_consumer.domain.job import NO_SONGS, Request, Sources, TokenizedSource
 from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, manifest
-from acestep_consumer.engine.adapters import DirectPlanner
+from acestep_consumer.engine.adapters import DirectPlanner, LmPlanner
 from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer.render import render, tokenize_audio
 from acestep_consumer.engine.renderer.render_resources import RenderResources
@@ -27,7 +27,7 @@ from acestep_consumer.inputs.source_songs import StoredSongs
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_consumer.storage.results import ResultStore
-from acestep_schemas.events import Completed, Timings
+from acestep_schemas.events import Completed, LmChoice, Timings
 from acestep_schemas.request import parse_request
 from tests.support.admission import FORMATS
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from acestep_consumer.domain.job import Job, Plan, Rendering
     from acestep_consumer.domain.ports import Objects, Report
+    from acestep_consumer.engine.adapters import PlannerSupervisor
 
 RATE = 48_000
 
@@ -61,19 +62,26 @@ class InProcessRenderer:
 class SongMaker:
     """Makes songs as a worker's pipeline does."""
 
-    def __init__(self, resources: RenderResources, objects: Objects, settings: StorageSettings) -> None:
+    def __init__(
+        self,
+        resources: RenderResources,
+        objects: Objects,
+        settings: StorageSettings,
+        language_model: PlannerSupervisor | None = None,
+    ) -> None:
         self.objects = objects
         self.store = ResultStore(objects, settings)
         self._inputs = AllowedInputs(objects, settings, InputSettings())
         self._songs = StoredSongs(self.store, lambda: True)
         self._renderer = InProcessRenderer(resources)
-        self._planner = DirectPlanner(self._renderer)
+        self._planner = LmPlanner(language_model, self._renderer) if language_model else DirectPlanner(self._renderer)
         self._limits = Limits(
             tier=BUILT_IN.tiers[-1],
             table_version=BUILT_IN.version,
             vram_gb=80,
             models=tuple(resources.scheduler.models.values()),
             formats=FORMATS,
+            lm=LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt") if language_model else None,
         )
 
     async def make(self, task_id: str, **fields: Any) -> Completed:
@@ -85,7 +93,9 @@ class SongMaker:
             async with self._inputs:
                 sources = await self._inputs.fetch(job, Path(folder))
             plan = await self._planner.plan(job, sources, lambda *_: None)
-            rendering = await self._renderer.render(job, plan, sources, Path(folder), lambda *_: None)
+            rendering = NO_SONGS
+            if not job.analysis:
+                rendering = await self._renderer.render(job, plan, sources, Path(folder), lambda *_: None)
             stored = await self.store.put(job, rendering)
         ending = manifest(job, plan, rendering, stored, Timings(), RunInfo("worker-1", 1, datetime.now(UTC)))
         await self.store.commit(TerminalRecord(ending, job.message))

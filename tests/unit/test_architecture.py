@@ -2,6 +2,7 @@
 """Import rules: which folder may import which, where heavy packages may be imported, and names that are used once."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -200,6 +201,32 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (statements[-1].end_lineno or 0) - statements[0].lineno + 1 if statements else 0
 
 
-def test_the_story_fits_on_a_screen() -> None:
+def test_the_story_fits_on_a_screen_and_has_a_stage_a_line() -> None:
     story = (ROOT / "consumer/acestep_consumer/pipeline.py").read_text(encoding="utf-8").split("class Pipeline")[1]
     assert len(story.splitlines()) < 70
+    marks = ("inputs.fetch(", "planner.plan(", "_rendered(ports", "store.put(", "store.commit(", "events.publish(")
+    lines = story.splitlines()
+    for mark in (*marks, "delivery.settle("):
+        assert sum(mark in line for line in lines) == 1, mark
+    within = [next(place for place, line in enumerate(lines) if mark in line) for mark in marks[:4]]
+    assert within == sorted(within)
+
+
+def test_codes_are_written_as_text_in_one_place() -> None:
+    assert {name_of(path) for path in MODULES if "<|audio_code_{" in path.read_text(encoding="utf-8")} == {
+        "domain.audio_codes"
+    }
+
+
+def test_what_is_logged_is_a_sentence() -> None:
+    """Not a name of the code: ``bucket created``, not ``storage.bucket_created``."""
+    logged = re.compile(r"\blog\.\w+\(\s*\"([^\"]+)\"")
+    in_code = re.compile(r"\w+[._]\w+")
+    assert modules_with(lambda path: set(filter(in_code.fullmatch, logged.findall(path.read_text("utf-8"))))) == {}
+
+
+def test_tests_of_one_unit_lie_as_the_sources_do() -> None:
+    tests = ROOT / "tests/unit"
+    sources = {path.parent.relative_to(ROOT / "consumer" / PRODUCT) for path in MODULES if PRODUCT in path.parts}
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    assert folders - sources == {Path("schemas"), Path("infra"), Path("soak")}

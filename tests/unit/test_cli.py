@@ -72,6 +72,28 @@ def test_json_says_the_same_in_an_output_that_is_not_utf_8() -> None:
     assert json.loads(escaped.stdout)["card"]["name"] == "café…𝄞"
 
 
+def test_no_option_is_explained_by_the_name_of_a_variable_alone() -> None:
+    for name, command in leaves(get_command(app)):
+        for option in command.params:
+            said = getattr(option, "help", None) or ""
+            assert not re.match(r"[A-Z]+_[A-Z_]+", said), f"{name} {option.name}: {said}"
+
+
+def test_help_lists_the_settings_of_its_own_command() -> None:
+    run, gateway = (run_command(name, "--help", variables={}).stdout for name in ("run", "gateway"))
+    assert "ACESTEP_LM_BACKEND" in run
+    assert "ACESTEP_API_ORIGINS" not in run
+    assert "ACESTEP_API_ORIGINS" in gateway
+    assert "ACESTEP_LM_BACKEND" not in gateway
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["submit", "--prompt", "jazz"], ["watch"], ["topology"]])
+def test_without_a_broker_each_command_says_what_checks_it(arguments: list[str]) -> None:
+    done = run_command(*arguments, variables={"ACESTEP_AMQP_URL": "amqp://127.0.0.1:1/"})
+    assert done.returncode == 4
+    assert "check ACESTEP_AMQP_URL, or run acestep-consumer doctor" in " ".join(done.stderr.split())
+
+
 def test_the_version_can_be_asked_for() -> None:
     done = run_command("--version", variables={})
     assert (done.returncode, done.stdout) == (0, f"acestep-consumer {version('acestep-consumer')}\n")

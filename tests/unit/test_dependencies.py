@@ -140,3 +140,17 @@ def test_every_package_that_is_declared_for_tests_is_imported_or_has_a_reason_no
     used = imported(ROOT / "tests", ROOT / "infra", *PRODUCT).keys()
     assert GROUPS["dev"] - used == NOT_IMPORTED.keys()
     assert GROUPS["bench"] - used == set()
+
+
+def test_a_package_whose_private_names_are_used_has_an_upper_bound() -> None:
+    """A private name may be gone in any release."""
+    private = re.compile(
+        r"\b(torch|transformers|diffusers|torchao|aiormq|pamqp|aio_pika|botocore|boto3)(?:\.\w+)*\._[a-z]"
+    )
+    sources = [path.read_text(encoding="utf-8") for folder in PRODUCT for path in folder.rglob("*.py")]
+    used = {normalized(name) for source in sources for name in private.findall(source)}
+    declared = [*PROJECT["project"]["dependencies"]]
+    declared += [each for extra in PROJECT["project"]["optional-dependencies"].values() for each in extra]
+    bounded = names_in([each for each in declared if "<" in each or "==" in each])
+    assert "torch" in used
+    assert used - bounded == set()

@@ -35,7 +35,7 @@ from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.execution import retries
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
-from acestep_consumer.execution.runner import JobLimits, JobRunner
+from acestep_consumer.execution.runner import JobRules, JobRunner
 from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
 from acestep_consumer.inputs.source_songs import StoredSongs
@@ -92,11 +92,11 @@ class Harness:
             store=self.store,
             events=self.events,
             costs=costs,
-            rules=JobLimits(
+            rules=JobRules(
                 worker_id="worker-1",
                 scratch=self.folder,
-                limits=make_limits,
-                requests=lambda: RequestRules(max_bytes=10_000),
+                tier_limits=make_limits,
+                request_rules=lambda: RequestRules(max_bytes=10_000),
                 execution_timeout_s=lambda: self.timeout_s,
                 stages=self.stages,
             ),

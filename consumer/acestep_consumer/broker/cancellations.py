@@ -43,7 +43,7 @@ CATCH_UP_TIMEOUT_S = 25.0
 _PERSISTENT = 2
 _TASK_ID = re.compile(TASK_ID_PATTERN)
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class CancellationLog:
                 await self._read_past(channel, marker, read)
         finally:
             del self._markers[marker]
-        _log.debug("cancellations read", known=len(self._known), after_s=round(time.perf_counter() - began, 2))
+        log.debug("cancellations read", known=len(self._known), after_s=round(time.perf_counter() - began, 2))
         self._read.set()
 
     async def _read_past(self, channel: Channel, marker: str, read: asyncio.Future[None]) -> None:

@@ -56,7 +56,7 @@ REMINDER_S = 60.0
 # Longer than a quorum queue takes to elect a leader.
 RECONNECT_INTERVAL_S = 30.0
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 class BrokerConnection:
@@ -234,7 +234,7 @@ class BrokerConnection:
         while True:
             since = time.monotonic()
             await self._lost.wait()
-            _log.warning("broker connection lost, reconnecting", connection=self._name, reason=self._loss_reason)
+            log.warning("broker connection lost, reconnecting", connection=self._name, reason=self._loss_reason)
             await self._drop()
             self._call_on_loss()
             if time.monotonic() - since > SETTLED_S:
@@ -263,10 +263,10 @@ class BrokerConnection:
                 if first:
                     raise
                 # Nothing but this task can reconnect: it must survive unforeseen errors.
-                _log.exception("broker connection: unexpected error", connection=self._name, wait_s=round(wait_s, 2))
+                log.exception("broker connection: unexpected error", connection=self._name, wait_s=round(wait_s, 2))
             else:
                 self._logged_reason = ""
-                _log.info("broker connected", connection=self._name, broker=self.address)
+                log.info("broker connected", connection=self._name, broker=self.address)
                 return
             await asyncio.sleep(wait_s)
 
@@ -276,7 +276,7 @@ class BrokerConnection:
         is_news = reason != self._logged_reason or now >= self._log_again_at
         if is_news:
             self._logged_reason, self._log_again_at = reason, now + REMINDER_S
-        (_log.warning if is_news else _log.debug)(
+        (log.warning if is_news else log.debug)(
             "broker not reachable, trying again",
             connection=self._name,
             broker=self.address,
@@ -334,8 +334,8 @@ class BrokerConnection:
             with suppress(BrokerError), mapped():
                 async with asyncio.timeout(timeout_s):
                     await connection.close()
-        except Exception:  # noqa: BLE001 - it is forgotten already, and nothing but the caller can make a new one
-            _log.exception("broker connection: unexpected error while closing", connection=self._name)
+        except Exception:
+            log.exception("broker connection: unexpected error while closing", connection=self._name)
 
     @property
     def address(self) -> str:

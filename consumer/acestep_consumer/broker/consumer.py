@@ -50,7 +50,7 @@ CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 # A quarter of a second for deliveries in flight to a consumer that is about to be cancelled.
 _ARRIVAL_POLLS, _POLL_S = 50, 0.005
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +224,8 @@ class Consumer:
             except BrokerError as fault:
                 if not channel.is_closed:  # else it reconnects already, and the new connection is not to be lost, too
                     self._connection.reconnect(f"the prefetch could not be changed: {describe(fault)}")
-            except Exception:  # noqa: BLE001 - nobody awaits most of these calls, and consumers may be missing now
-                _log.exception("the prefetch could not be changed")
+            except Exception:
+                log.exception("the prefetch could not be changed")
                 self._connection.reconnect("the prefetch could not be changed: unexpected error")
 
     async def _adjust_consumers(self, channel: Channel) -> None:
@@ -330,8 +330,8 @@ class Consumer:
     async def _run(self, delivery: AmqpDelivery) -> None:
         try:
             await self._handle(delivery)
-        except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the message is requeued
-            _log.exception("handler failed", message_id=delivery.message_id, settled=delivery.settled)
+        except Exception:
+            log.exception("handler failed", message_id=delivery.message_id, settled=delivery.settled)
         if delivery.done:
             self._finished += 1
         elif not delivery.settled:

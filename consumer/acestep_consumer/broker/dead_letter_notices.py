@@ -47,7 +47,7 @@ RETURN_DELAY_S = 5.0
 # Time for running notices when the worker stops; after that they are left to another worker.
 STOP_TIMEOUT_S = 1.0
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,8 @@ class DeadLetterNotices:
         except Nacked:
             await asyncio.sleep(RETURN_DELAY_S)  # its queue has no room yet
             await _settle(message, ack=False)
-        except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the notice is redelivered
-            _log.exception("dead-letter notice failed, trying again", message_id=message.header.properties.message_id)
+        except Exception:
+            log.exception("dead-letter notice failed, trying again", message_id=message.header.properties.message_id)
             await asyncio.sleep(RETURN_DELAY_S)
             await _settle(message, ack=False)
         else:
@@ -166,7 +166,7 @@ def notice_of(message: DeliveredMessage) -> DeadLetterNotice | None:
         case [{"queue": str(queue)}, *_] if queue in (GENERATE, IDENTIFIED) or tier_of(queue):
             death = death_of({"x-death": deaths})
         case _:
-            _log.warning("dead letter from an unknown queue ignored", message_id=properties.message_id)
+            log.warning("dead letter from an unknown queue ignored", message_id=properties.message_id)
             return None
     return DeadLetterNotice(
         body=message.body,
@@ -202,7 +202,7 @@ async def _put_back(message: DeliveredMessage, queue: str) -> None:
             mandatory=True,
             timeout=RPC_TIMEOUT_S,
         )
-    _log.warning(
+    log.warning(
         "the broker restarted with a full queue: a request was put back", id=message.header.properties.message_id
     )
 

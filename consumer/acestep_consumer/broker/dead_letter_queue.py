@@ -20,7 +20,7 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, format_of, requeued_properties
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
+from acestep_consumer.broker.errors import CHECK_BROKER, BrokerError, BrokerRefused, ConnectionLost, describe, mapped
 from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS
 from acestep_consumer.domain.ports import BodyFormat
 
@@ -109,7 +109,7 @@ class DeadLetterQueue:
             with mapped():
                 return await aio_pika.connect(last, timeout=CONNECT_TIMEOUT_S)
         except ConnectionLost as loss:
-            raise ConnectionLost(f"no connection to the broker: {describe(loss)}; check ACESTEP_AMQP_URL") from loss
+            raise ConnectionLost(f"no connection to the broker: {describe(loss)}; {CHECK_BROKER}") from loss
 
     @property
     def count(self) -> int:

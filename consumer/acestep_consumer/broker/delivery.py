@@ -39,7 +39,7 @@ SETTLE_TIMEOUT_S = 10.0
 
 _TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 Identify = Callable[[bytes, Basic.Properties, "AbstractChannel"], Awaitable[None]]
@@ -240,4 +240,4 @@ class AmqpDelivery:
 
     def _skip(self, verdict: Verdict, why: str) -> None:
         self._settled = True
-        _log.info("stale delivery not settled; it will be redelivered", verdict=str(verdict), reason=why)
+        log.info("stale delivery not settled; it will be redelivered", verdict=str(verdict), reason=why)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RPC_TIMEOUT_S = 10.0
 _QUESTION, _ANSWER = "question", "answer"
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 class DuplicateIdCheck:
@@ -76,7 +76,7 @@ class DuplicateIdCheck:
             return
         if other not in self._warned:
             self._warned.add(other)
-            _log.warning(
+            log.warning(
                 "another worker has the same id, so that their events cannot be told apart: "
                 "set ACESTEP_WORKER_ID to another name for each worker",
                 worker=self._worker_id,

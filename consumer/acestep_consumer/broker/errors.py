@@ -16,7 +16,7 @@ import asyncio
 import re
 import ssl
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aio_pika import exceptions as amqp
 from aiormq.exceptions import ChannelAccessRefused
@@ -102,6 +102,10 @@ def connecting(timeout_s: float) -> Iterator[None]:
         if expected is not None and int(expected[1]) > _LARGEST_GREETING:
             raise ConnectionLost(f"what answers does not speak AMQP 0.9.1; {_PORT}") from loss.__cause__
         raise
+
+
+CHECK_BROKER: Final = "check ACESTEP_AMQP_URL, or run acestep-consumer doctor"
+"""What to do where there is no connection."""
 
 
 def describe(error: BaseException) -> str:

@@ -32,7 +32,7 @@ POLL_S = 5.0
 # While messages wait there.
 BUSY_POLL_S = 0.25
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 class IdentifiedQueue:
@@ -68,11 +68,11 @@ class IdentifiedQueue:
             try:
                 busy = await self._serve()
             except BrokerError as fault:
-                _log.info("queue of identified requests unreachable", reason=describe(fault))
+                log.info("queue of identified requests unreachable", reason=describe(fault))
                 await self._consumer.serve(IDENTIFIED, 0)
                 await self._connection.channel()
-            except Exception:  # noqa: BLE001 - without this task identified requests would wait for good
-                _log.exception("queue of identified requests: unexpected error")
+            except Exception:
+                log.exception("queue of identified requests: unexpected error")
             with suppress(TimeoutError):
                 async with asyncio.timeout(BUSY_POLL_S if busy else POLL_S):
                     await self._consumer.identified.wait()

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 from yarl import URL
 
 from acestep_consumer.broker.errors import BrokerRefused, ConnectionLost, describe
-from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy
+from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy, consumer_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 READ_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 10.0
-# The worker's consuming connection is named "acestep-consumer ID consume".
-_NAME_PREFIX, _NAME_SUFFIX = "acestep-consumer ", " consume"
 # Averaged over five minutes: the momentary rate says little about jobs that take minutes.
 _RATES = "msg_rates_age=300&msg_rates_incr=10"
 _POLICY_COLUMNS = "name,type,arguments,policy,operator_policy,effective_policy_definition"
@@ -281,15 +279,9 @@ def _consumers(details: Any, names: dict[str, str]) -> tuple[ConsumerInfo, ...]:
     prefetch: dict[str, list[int]] = {}
     for each in details:
         connection = (each.get("channel_details") or {}).get("connection_name", "")
-        worker = _worker_of(names.get(connection, ""), connection)
+        worker = consumer_of(names.get(connection, "")) or names.get(connection) or connection
         prefetch.setdefault(worker, []).append(each.get("prefetch_count", 0))
     return tuple(
         ConsumerInfo(worker_id=worker, prefetch=sum(counts), consumers=len(counts))
         for worker, counts in sorted(prefetch.items())
     )
-
-
-def _worker_of(name: str, connection: str) -> str:
-    if name.startswith(_NAME_PREFIX) and name.endswith(_NAME_SUFFIX):
-        return name[len(_NAME_PREFIX) : -len(_NAME_SUFFIX)]
-    return name or connection

@@ -52,7 +52,7 @@ REPLY_TRIES = 2
 FORWARD_TRIES = 3
 TIER_RECONNECT_INTERVAL_S = 600.0
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Publisher:
             async with self._producer_message:
                 await self._publish_until_confirmed(message, PATIENCE_S, tries=FORWARD_TRIES)
         except (Nacked, Unroutable, BrokerRefused) as fault:
-            _log.info("not forwarded", tier=tier, reason=describe(fault))
+            log.info("not forwarded", tier=tier, reason=describe(fault))
             return False
         except BrokerError as fault:
             raise Unpublished(f"{message.routing_key}: {describe(fault)}") from fault
@@ -187,7 +187,7 @@ class Publisher:
         The producer chooses the queue, and this worker's login writes to it: so the system's own queues are refused.
         """
         if reply_to.startswith(SYSTEM_PREFIX) and not reply_to.startswith(CLIENT_PREFIX):
-            _log.warning("reply refused: the queue is the system's own", reply_to=reply_to, event_type=event.type)
+            log.warning("reply refused: the queue is the system's own", reply_to=reply_to, event_type=event.type)
             return
         # An id of its own: if the broker returns this copy, the event's publish must not be taken for it.
         properties = _event_properties(event, f"{event.id}.reply", correlation_id)
@@ -196,7 +196,7 @@ class Publisher:
         try:
             await self._publish_until_confirmed(message, PATIENCE_S, tries=REPLY_TRIES)
         except BrokerError as fault:
-            _log.info("reply not delivered", reply_to=reply_to, reason=describe(fault), event_type=event.type)
+            log.info("reply not delivered", reply_to=reply_to, reason=describe(fault), event_type=event.type)
 
     async def _publish_until_confirmed(self, message: _Outgoing, patience_s: float, tries: int | None = None) -> None:
         """Publish until confirmed. With ``tries``, retry a lost connection alone, up to so many tries in all.

@@ -29,7 +29,7 @@ STATUS = "status"
 RPC_TIMEOUT_S = 10.0
 MIN_INTERVAL_S = 1.0
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 class StatusRequests:
@@ -70,5 +70,5 @@ class StatusRequests:
         self._last_s = time.monotonic()
         try:
             await self._announce()
-        except Exception:  # noqa: BLE001 - it would be raised when the worker stops, and break that
-            _log.exception("status request not answered")
+        except Exception:
+            log.exception("status request not answered")

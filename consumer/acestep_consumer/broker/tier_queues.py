@@ -45,7 +45,7 @@ BUSY_POLL_S = 0.25
 UNATTENDED_POLL_S = 10.0
 UNATTENDED_S = 60.0
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 class TierQueues:
@@ -148,14 +148,14 @@ class TierQueues:
                     await self._take_unattended()
                     next_unattended_poll = time.monotonic() + self._until_unattended_poll()
             except Unpublished as error:
-                _log.info("tiers cannot be notified", reason=describe(error))
+                log.info("tiers cannot be notified", reason=describe(error))
             except BrokerError as fault:
-                _log.info("tier queues not reachable", reason=describe(fault))
+                log.info("tier queues not reachable", reason=describe(fault))
                 await self._release_all()
                 await self._connection.channel()
-            except Exception:  # noqa: BLE001 - the comment says why
+            except Exception:
                 # Requests are forwarded to this worker as long as its queue is bound: the task must survive.
-                _log.exception("tier queues: unexpected error")
+                log.exception("tier queues: unexpected error")
             await self._sleep(BUSY_POLL_S if busy else min(POLL_S, self._unattended_s))
 
     async def _sleep(self, seconds: float) -> None:
@@ -192,7 +192,7 @@ class TierQueues:
         for tier in before - self._taken:
             await self._consumer.serve(tier_queue(tier), 0)
         for tier in self._taken - before:
-            _log.warning("tier without workers: its requests are taken here", tier=tier)
+            log.warning("tier without workers: its requests are taken here", tier=tier)
             await self._take_from(tier)
 
     async def _is_unattended(self, tier: str) -> bool:

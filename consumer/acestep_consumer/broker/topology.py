@@ -294,3 +294,14 @@ async def declare(channel: AbstractChannel, wanted: Topology) -> None:
         underlay = await channel.get_underlay_channel()
         for binding in wanted.bindings:
             await underlay.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+
+
+def connection_name(worker_id: str, use: str) -> str:
+    """Return the name on the broker of one of a worker's connections, such as ``acestep-consumer gpu-0 consume``."""
+    return f"acestep-consumer {worker_id} {use}"
+
+
+def consumer_of(name: str) -> str | None:
+    """Return the id of the worker whose consuming connection has this name; None: it is no such connection."""
+    before, after = connection_name("\0", "consume").split("\0")
+    return name[len(before) : -len(after)] if name.startswith(before) and name.endswith(after) else None

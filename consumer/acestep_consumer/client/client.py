@@ -18,7 +18,15 @@ from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, U
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, NOTICES, REQUESTS
 from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
 from acestep_consumer.client.dispatcher import Dispatcher
-from acestep_consumer.client.errors import ClientError, InvalidTaskId, NoQueue, QueueFull, Unreachable, no_songs
+from acestep_consumer.client.errors import (
+    ClientError,
+    DownloadFailed,
+    InvalidTaskId,
+    NoQueue,
+    QueueFull,
+    Unreachable,
+    no_songs,
+)
 from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, RetryAfter, estimate
 from acestep_consumer.client.job import JobHandle
 from acestep_consumer.client.results import Results
@@ -30,6 +38,7 @@ from acestep_schemas.request_body import RequestBody
 
 if TYPE_CHECKING:
     from acestep_consumer.config.settings import StorageSettings
+    from acestep_consumer.storage.lineage import Family
 
 ROUTING_KEY: Final = "generate"
 MAY_NOT_ASK: Final = f"this login may not read {EVENTS}, or not publish `{STATUS_REQUEST}` to {CONTROL}"
@@ -282,6 +291,19 @@ class Client:
         from acestep_consumer.client.download import download  # noqa: PLC0415 - an HTTP client, which many programs never need
 
         return await download(event.data, Path(folder), self._results)
+
+    async def lineage(self, task_id: str) -> "Family":
+        """Return the family of a job: what its songs were made from, and what was made from them.
+
+        ``tasks`` are the manifests by task id, ``relations`` say who comes from whom, ``children_of`` who comes from
+        one. The manifest is None of a job that was deleted, has not completed, or never was.
+
+        Raises:
+            DownloadFailed: this client has no storage, or it is unreachable or refuses.
+        """
+        if self._results is None:
+            raise DownloadFailed("this client has no access to storage, which knows families: give Client its storage")
+        return await self._results.family(_checked(task_id))
 
     @asynccontextmanager
     async def subscribe(self, *routing_keys: str) -> AsyncIterator[AsyncIterator[JobEvent | WorkerEvent]]:

@@ -16,7 +16,15 @@ from yarl import URL
 
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.channel_numbers import NumberedConnection
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, describe, mapped
+from acestep_consumer.broker.errors import (
+    CHECK_BROKER,
+    BrokerError,
+    BrokerRefused,
+    ConnectionLost,
+    Nacked,
+    describe,
+    mapped,
+)
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
 from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, problem_of_parameters, split_urls
 
@@ -204,7 +212,7 @@ def client_error(fault: BrokerError, what: str) -> ClientError:
     """Return the error that the caller of the client gets for ``fault``; ``what`` did not happen."""
     if isinstance(fault, ObjectNotFound):
         return NoQueue(f"{what}: the queues are not declared yet; {NOT_DECLARED}")
-    hint = "" if isinstance(fault, BrokerRefused) else "; check ACESTEP_AMQP_URL"
+    hint = "" if isinstance(fault, BrokerRefused) else f"; {CHECK_BROKER}"
     return Unreachable(f"{what}: {describe(fault)}{hint}")
 
 

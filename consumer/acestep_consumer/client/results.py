@@ -2,26 +2,21 @@
 """Results in storage: reads how a job ended, and its songs. Connects at the first call."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.domain.objects import ByteRange, ObjectAddress
+from acestep_consumer.domain.objects import MANIFEST, ByteRange, ObjectAddress, object_key
 from acestep_consumer.domain.ports import Objects, ObjectStream
 from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, parse_manifest, unfinished_event
-from acestep_schemas.request import TASK_ID_PATTERN
 
 if TYPE_CHECKING:
     from acestep_consumer.config.settings import StorageSettings
-
-MANIFEST: Final = "manifest.json"
-
-_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
+    from acestep_consumer.storage.lineage import Family
 
 
 class Results:
@@ -43,15 +38,27 @@ class Results:
         Raises:
             DownloadFailed: the storage is unreachable or refuses, or the manifest cannot be parsed.
         """
-        if not _TASK_ID.fullmatch(task_id):
-            raise DownloadFailed(f"{task_id[:128]!r} is not a task id")
-        key = "/".join(part for part in (self._settings.prefix.strip("/"), task_id, MANIFEST) if part)
-        address = ObjectAddress(self._settings.bucket, key)
         try:
+            address = ObjectAddress(self._settings.bucket, object_key(self._settings.prefix, task_id, MANIFEST))
             found = await (await self.objects()).get(address)
-        except StorageUnavailable as error:
+        except (ValueError, StorageUnavailable) as error:
             raise DownloadFailed(str(error)) from error
         return None if found is None else _event(address, found.body)
+
+    async def family(self, task_id: str) -> "Family":
+        """Return a task's ancestors and descendants, itself among them.
+
+        Raises:
+            DownloadFailed: as for ``find``.
+        """
+        # structlog, which no producer needs.
+        from acestep_consumer.storage.lineage import family_of  # noqa: PLC0415
+        from acestep_consumer.storage.results import ResultStore  # noqa: PLC0415
+
+        try:
+            return await family_of(task_id, ResultStore(await self.objects(), self._settings))
+        except (ValueError, StorageUnavailable) as error:
+            raise DownloadFailed(str(error)) from error
 
     @asynccontextmanager
     async def open(self, uri: str, span: ByteRange | None = None) -> AsyncIterator[ObjectStream]:

@@ -39,6 +39,7 @@ from acestep_schemas.request_body import RequestBody
 
 if TYPE_CHECKING:
     from acestep_consumer.config.settings import StorageSettings
+    from acestep_consumer.storage.lineage import Family
 
 T = TypeVar("T")
 
@@ -117,6 +118,10 @@ class SyncClient:
     def result(self, event_or_id: TerminalEvent | str, folder: Path | str) -> tuple[Path, ...]:
         """Download a job's songs. See ``acestep_consumer.client.Client.result``."""
         return self._loop.run(self._client.result(event_or_id, folder))
+
+    def lineage(self, task_id: str) -> "Family":
+        """Return the family of a job. See ``acestep_consumer.client.Client.lineage``."""
+        return self._loop.run(self._client.lineage(task_id))
 
     @contextmanager
     def subscribe(self, *routing_keys: str) -> Iterator[Iterator[JobEvent | WorkerEvent]]:

@@ -4,20 +4,19 @@
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
+from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.commands.base import print_error, print_warning
 from acestep_consumer.commands.terminal import plural
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
-from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.storage.lineage import MOST_TASKS, Family, Relation, family_of
-from acestep_consumer.storage.results import ResultStore
+from acestep_consumer.storage.lineage import MOST_TASKS, Family, Relation, time_of
 from acestep_schemas.events import Completed
 
 _RETRY_S: Final = 10.0
@@ -29,8 +28,8 @@ async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: b
     """Print the family of a task: ``JOB_FAILED`` where the storage has no such task."""
     results = Results(settings.storage, retry_s=_RETRY_S)
     try:
-        family = await family_of(task_id, ResultStore(await results.objects(), settings.storage))
-    except StorageUnavailable as error:
+        family = await results.family(task_id)
+    except DownloadFailed as error:
         print_error(str(error), note)
         return Exit.UNREACHABLE
     finally:
@@ -39,7 +38,7 @@ async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: b
         print_error(f"{task_id}: the storage has no completed task of this id", note)
         return Exit.JOB_FAILED
     if as_json:
-        sys.stdout.write(json.dumps(_as_json(task_id, family), ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(family.listed(task_id, lambda _, audio: audio.uri), ensure_ascii=False) + "\n")
     else:
         # A program that reads it gets a task a line; a terminal wraps the words of one within the tree.
         print_family(task_id, family, Console(highlight=False, width=None if sys.stdout.isatty() else _UNWRAPPED))
@@ -48,33 +47,13 @@ async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: b
     return Exit.DONE
 
 
-def _as_json(task_id: str, family: Family) -> dict[str, Any]:
-    tasks = [
-        {
-            "task_id": each,
-            "found": ending is not None,
-            "finished_at": None if ending is None else ending.finished_at.isoformat(),
-            "task_type": None if ending is None else ending.request.task_type,
-            "prompt": None if ending is None else ending.request.prompt,
-            "songs": None if ending is None else [audio.uri for audio in ending.audios],
-            "parents": [] if ending is None else [parent.model_dump(mode="json") for parent in ending.parents],
-        }
-        for each, ending in sorted(family.tasks.items(), key=lambda item: (item[1] is not None, _time_of(item[1])))
-    ]
-    return {"task_id": task_id, "complete": family.complete, "tasks": tasks}
-
-
-def _time_of(ending: Completed | None) -> str:
-    return "" if ending is None else ending.finished_at.isoformat()
-
-
 def print_family(task_id: str, family: Family, console: Console) -> None:
     """Print the family as trees, the task that was asked for marked."""
     printer = _TreePrinter(task_id, family)
     for first in family.first:
         console.print(printer.tree(first))
     # What is left are circles: they have no first task, and begin with the oldest one.
-    while rest := sorted(set(family.tasks) - printer.printed, key=lambda each: _time_of(family.tasks[each])):
+    while rest := sorted(set(family.tasks) - printer.printed, key=lambda each: time_of(family.tasks[each])):
         console.print(printer.tree(rest[0]))
 
 
@@ -96,7 +75,7 @@ class _TreePrinter:
         """Add the tasks below the last one of ``line``, which begins with the first task; ``words`` describe it."""
         parent = line[-1]
         self.printed.add(parent)
-        for relation in sorted(self._family.children_of(parent), key=lambda each: _time_of(self._tasks[each.child])):
+        for relation in sorted(self._family.children_of(parent), key=lambda each: time_of(self._tasks[each.child])):
             child = relation.child
             if child in line:
                 tree.add(f"{self._name(child)}  [dim]its own ancestor: this id was used again[/]")

@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
+from acestep_consumer.broker.errors import CHECK_BROKER, BrokerError, BrokerRefused, describe
 from acestep_consumer.broker.inspection import BrokerInspection
 from acestep_consumer.broker.topology import topology as wanted
 from acestep_consumer.commands.base import print_error, print_warning
@@ -42,7 +42,7 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
         print_error(str(error), note)
         return Exit.USAGE
     except BrokerError as error:
-        print_error(f"no connection to the broker: {describe(error)}; check ACESTEP_AMQP_URL", note)
+        print_error(f"no connection to the broker: {describe(error)}; {CHECK_BROKER}", note)
         return Exit.UNREACHABLE
     if as_json or not declare:
         definitions = wanted(settings.broker).with_tiers(tiers).as_definitions()

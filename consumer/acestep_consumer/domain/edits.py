@@ -438,13 +438,14 @@ def _overlap(fade_s: float, length: float, song: str, fades: str) -> tuple[float
 
 def _replace_lines(draft: _Draft, lines: Mapping[str, str], song: FoundSong) -> None:
     try:
-        found = rewritten(lines, str(song.description()["lyrics"]), song.audio.lyrics, song.audio.duration_s)
+        found = rewritten(lines, str(song.description()["lyrics"]), song.audio)
     except ValueError as error:
         raise InvalidRequest([_problem(draft.asked, "replace_lines", str(error))]) from error
     draft.set("task_type", "repaint", "replace_lines")
     draft.set("repainting_start", found.start_s, found.because)
     draft.set("repainting_end", found.end_s, found.because)
     draft.set("lyrics", found.lyrics, f"the lyrics of {song.name} with the new lines")
+    draft.warnings += found.warnings
 
 
 def _extract_stems(draft: _Draft) -> None:

@@ -5,9 +5,10 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
-from acestep_schemas.events import LyricLine
+from acestep_schemas.events import Audio, LyricLine
 
 MARGIN_S: Final = 0.4
 """Seconds around the lines that are made anew with them: a singer breathes in before a line, and it fades after."""
@@ -15,20 +16,35 @@ MARGIN_S: Final = 0.4
 SHORTEST_S: Final = 0.2
 """Least seconds of a stretch that is made anew. Lines in less are not sung: their times are where they were skipped."""
 
+_SKIPPED: Final = 0.25
+"""Share of the song's average seconds a line below which a line counts as having no time of its own.
+
+Alignment gives a line that is left out some frames at most, and those beside it their usual time.
+"""
+_ROOM: Final = 0.75
+"""Share of the average seconds a line that may be enough to sing one more line in."""
+_LONG: Final = 2.0
+"""Times the average seconds a line from which on a line has more in it than itself: a break, the end, other lines."""
+
 _SECTION: Final = frozenset({"section", "lyrics"})
 _HEADER: Final = re.compile(r"\s*\[([^\]]*)\]\s*")
 _NUMBERED: Final = re.compile(r"(.+?) (\d{1,3})")
 _UNTIMED: Final = "the song has no times of its lines: make it with timestamps = true, then replace its lines"
+_BY_HAND: Final = "repaint a part by repainting_start and repainting_end"
 
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """New lyrics of the whole song, and the seconds of it that have to be sung anew."""
+    """New lyrics of the whole song, and the seconds of it that have to be sung anew.
+
+    ``warnings``: what is made anew with the lines that are replaced.
+    """
 
     lyrics: str
     start_s: float
     end_s: float
     because: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +61,109 @@ class _Line:
         return _plain(found[1]) if found else None
 
 
-def rewritten(changes: Mapping[str, str], lyrics: str, timed: Sequence[LyricLine], song_s: float) -> Rewritten:
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Lines ``first`` to ``last`` of all that are sung, of which those ``changed`` are replaced."""
+
+    sung: Sequence[LyricLine]
+    changed: Sequence[int]
+    song_s: float
+
+    @property
+    def first(self) -> int:
+        return self.changed[0]
+
+    @property
+    def last(self) -> int:
+        return self.changed[-1]
+
+    @property
+    def start_s(self) -> float:
+        return self.sung[self.first].start_s
+
+    @property
+    def end_s(self) -> float:
+        return self.sung[self.last].end_s
+
+    @property
+    def because(self) -> str:
+        """The lines in a sentence."""
+        names = ", ".join(repr(self.sung[each].text.strip()) for each in self.changed)
+        return f"{names[:300]}: sung from {self.start_s:.2f} to {self.end_s:.2f} s"
+
+    @property
+    def line_s(self) -> float:
+        """Average seconds a line of the song, with its breaks."""
+        return self.song_s / len(self.sung)
+
+    @property
+    def lines(self) -> float:
+        """How many average lines are as long as the stretch."""
+        return (self.end_s - self.start_s) / self.line_s
+
+    def window(self) -> tuple[float, float]:
+        """Return its seconds with a margin, which ends in the middle between it and its neighbours."""
+        start, end, is_last = self.start_s, self.end_s, self.last + 1 == len(self.sung)
+        earliest = (self.sung[self.first - 1].end_s + start) / 2 if self.first else 0.0
+        latest = self.song_s if is_last else (end + self.sung[self.last + 1].start_s) / 2
+        return round(max(start - MARGIN_S, min(earliest, start)), 2), round(min(end + MARGIN_S, max(latest, end)), 2)
+
+    def beside(self) -> list[str]:
+        """Return the lines before and after it that have no time of their own, up to the next ones that have."""
+        before, after = reversed(self.sung[: self.first]), self.sung[self.last + 1 :]
+        skipped = [list(takewhile(self._is_skipped, side)) for side in (before, after)]
+        return [line.text.strip() for line in (*reversed(skipped[0]), *skipped[1])]
+
+    def _is_skipped(self, line: LyricLine) -> bool:
+        return line.end_s - line.start_s < _SKIPPED * self.line_s
+
+    def check(self) -> None:
+        """Refuse a stretch in which its lines are not sung, or in which others may be. Raises ``ValueError``."""
+        start, end = self.window()
+        if end - start < SHORTEST_S:
+            raise ValueError(
+                f"{self.because}, which is too short to be sung anew: the model seems to have left it out. "
+                f"Make another song with timestamps, or {_BY_HAND}"
+            )
+        beside = self.beside()
+        if beside and self.lines >= _ROOM * (self.last - self.first + 1 + len(beside)):
+            names = ", ".join(map(repr, beside))[:300]
+            raise ValueError(
+                f"{self.because}, which is long enough to have the lines beside it in it, too, for which no other time "
+                f"was found: {names}. They would be made anew with it. If they may be, name them, too, line by line, "
+                f"each with its own words; otherwise {_BY_HAND}, or make another song with timestamps"
+            )
+
+    def warnings(self, score: float | None) -> Iterator[str]:
+        """Yield what is made anew with the lines that are replaced; ``score``: the song's ``lyric_score``."""
+        count = self.last - self.first + 1
+        if between := count - len(self.changed):
+            yield (
+                f"replace_lines: {between} more lines between those that are replaced are made anew, too: to keep "
+                "them, replace one line, then the other in the song that this makes"
+            )
+        if self.lines > _LONG * count:
+            known = "" if score is None else f" (its lyric_score is {score:g})"
+            yield (
+                f"replace_lines: {self.because}, {self.lines / count:.1f} times as long as a line of this song is on "
+                f"average{known}. A part without singing is made anew with it, and so is what else is sung there if "
+                f"that time is wrong: to keep more of the song, {_BY_HAND}"
+            )
+
+
+def rewritten(changes: Mapping[str, str], lyrics: str, audio: Audio) -> Rewritten:
     """Return the lyrics with ``changes``: old lines to new ones, or ``section`` and its new ``lyrics``.
 
     Lines are compared without case, spaces and punctuation. What is sung between the first and the last of them is
     made anew, too.
 
     Raises:
-        ValueError: the song has no times, there is no such line or section, it is not clear which one is meant, or it
-            is not sung.
+        ValueError: the song has no times, there is no such line or section, it is not clear which one is meant, it
+            is not sung, or other lines may be sung in its time.
     """
-    if not timed:
+    if not audio.lyrics:
         raise ValueError(_UNTIMED)
-    lines = _with_times(lyrics, timed)
+    lines = _with_times(lyrics, audio.lyrics)
     if changes.keys() == _SECTION:
         places = _section(lines, changes["section"])
         new = {places[0]: changes["lyrics"].strip("\n"), **dict.fromkeys(places[1:])}
@@ -66,17 +172,17 @@ def rewritten(changes: Mapping[str, str], lyrics: str, timed: Sequence[LyricLine
     else:
         raise ValueError("has no line")
     written = [new.get(place, line.text) for place, line in enumerate(lines)]
-    start, end = _window(lines, sorted(new), song_s)
-    if end - start < SHORTEST_S:
-        raise ValueError(
-            f"{_because(lines, sorted(new))}, which is too short to be sung anew: the model seems to have left it out. "
-            "Make another song with timestamps, or repaint a part by repainting_start and repainting_end"
-        )
+    sung = [(place, line.timed) for place, line in enumerate(lines) if line.timed is not None]
+    changed = [number for number, (place, _) in enumerate(sung) if place in new]
+    stretch = _Stretch([timed for _, timed in sung], changed, audio.duration_s)
+    stretch.check()
+    start, end = stretch.window()
     return Rewritten(
         lyrics="\n".join(line for line in written if line is not None),
         start_s=start,
         end_s=end,
-        because=_because(lines, sorted(new)),
+        because=stretch.because,
+        warnings=tuple(stretch.warnings(audio.lyric_score)),
     )
 
 
@@ -123,25 +229,6 @@ def _section(lines: Sequence[_Line], wanted: str) -> list[int]:
     if not any(lines[place].timed for place in places):
         raise ValueError(f"nothing is sung in the section {wanted!r}")
     return places
-
-
-def _window(lines: Sequence[_Line], places: Sequence[int], song_s: float) -> tuple[float, float]:
-    """Return the seconds of the lines with a margin, which ends in the middle between them and their neighbours."""
-    times = [line.timed for line in lines if line.timed is not None]
-    changed = [timed for place in places if (timed := lines[place].timed) is not None]
-    first, last = times.index(changed[0]), times.index(changed[-1])
-    before = times[first - 1].end_s if first else 0.0
-    after = times[last + 1].start_s if last + 1 < len(times) else song_s
-    start, end = changed[0].start_s, changed[-1].end_s
-    earliest = (before + start) / 2 if first else 0.0
-    latest = (end + after) / 2 if last + 1 < len(times) else song_s
-    return round(max(start - MARGIN_S, min(earliest, start)), 2), round(min(end + MARGIN_S, max(latest, end)), 2)
-
-
-def _because(lines: Sequence[_Line], places: Sequence[int]) -> str:
-    changed = [timed for place in places if (timed := lines[place].timed) is not None]
-    sung = ", ".join(repr(timed.text.strip()) for timed in changed)
-    return f"{sung[:300]}: sung from {changed[0].start_s:.2f} to {changed[-1].end_s:.2f} s"
 
 
 def _plain(text: str) -> str:

@@ -6,9 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
+
+from acestep_schemas.request import TASK_ID_PATTERN
+
+MANIFEST: Final = "manifest.json"
+"""Name of the object that says how a task ended; it comes last."""
 
 _SCHEME = "s3://"
+_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _UPLOADS = "uploads"
 _UPLOAD = re.compile(r"[A-Za-z0-9_-]{1,128}/(?:src|reference)_audio_path(?:\.[a-z0-9]{1,5})?")
 
@@ -30,6 +36,23 @@ class ObjectAddress:
         return cls(bucket, key)
 
 
+def join_key(*parts: str) -> str:
+    """Return a key of these parts, with one slash between each; empty ones are left out."""
+    return "/".join(stripped for part in parts if (stripped := part.strip("/")))
+
+
+def is_task_id(text: str) -> bool:
+    """Whether a text can be a task's id, and so a folder of its own."""
+    return _TASK_ID.fullmatch(text) is not None
+
+
+def object_key(prefix: str, task_id: str, name: str) -> str:
+    """Return the key of one of a task's objects. Raises ``ValueError`` for an id that could leave its folder."""
+    if not is_task_id(task_id):
+        raise ValueError(f"not a task id: {task_id[:128]!r}")
+    return join_key(prefix, task_id, name)
+
+
 class UploadAddresses:
     """Where the REST API puts uploaded files: ``<prefix>/uploads/<task_id>/<field><suffix>``, beside the results.
 
@@ -40,7 +63,7 @@ class UploadAddresses:
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self._bucket = bucket
-        self._folder = "/".join(part for part in (prefix.strip("/"), _UPLOADS) if part)
+        self._folder = join_key(prefix, _UPLOADS)
 
     def of(self, task_id: str, name: str) -> ObjectAddress:
         """Return the address of a task's upload."""

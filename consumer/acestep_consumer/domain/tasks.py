@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Task types as data: a row each, read by everything that differs between tasks.
 
-A new task type is a name in ``acestep_schemas.request.TaskType`` and a row here.
+A new task type is a name in ``acestep_schemas.request.TaskType``, a row here, and its conditioning in the renderer
+(``pipeline_arguments``, ``source``): what a model is given for a task is not a choice between a few values.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from acestep_schemas.request import GenerationRequest, TaskType
+from acestep_schemas.request import WINDOWED_TASKS, GenerationRequest, TaskType
 
 
 class Variant(StrEnum):
@@ -45,15 +46,18 @@ class Task:
         source: whether it works on source audio.
         uses_lm: whether the 5Hz LM may write metadata and codes for it. Where it may not, the source audio determines
             them.
-        has_window: whether ``repainting_start`` and ``repainting_end`` select a part of the source.
         variants: the model families that were trained for it.
     """
 
     name: TaskType
     source: SourceAudio
     uses_lm: bool = True
-    has_window: bool = False
     variants: frozenset[Variant] = ALL_VARIANTS
+
+    @property
+    def has_window(self) -> bool:
+        """Whether ``repainting_start`` and ``repainting_end`` select a part of the source."""
+        return self.name in WINDOWED_TASKS
 
     @property
     def reads_source(self) -> bool:
@@ -74,14 +78,18 @@ _ROWS: Final = (
     Task(name="text2music", source=SourceAudio.UNUSED),
     Task(name="cover", source=SourceAudio.OPTIONAL, uses_lm=False),
     Task(name="cover-nofsq", source=SourceAudio.OPTIONAL, uses_lm=False),
-    Task(name="repaint", source=SourceAudio.REQUIRED, uses_lm=False, has_window=True),
+    Task(name="repaint", source=SourceAudio.REQUIRED, uses_lm=False),
     Task(name="extract", source=SourceAudio.REQUIRED, uses_lm=False, variants=BASE_ONLY),
-    Task(name="lego", source=SourceAudio.REQUIRED, has_window=True, variants=BASE_ONLY),
+    Task(name="lego", source=SourceAudio.REQUIRED, variants=BASE_ONLY),
     Task(name="complete", source=SourceAudio.REQUIRED, variants=BASE_ONLY),
 )
 
 TASKS: Final[dict[str, Task]] = {task.name: task for task in _ROWS}
 """By ``GenerationRequest.task_type``."""
+
+
+SOURCE_TASKS: Final = frozenset(task.name for task in _ROWS if task.reads_source)
+"""Tasks that use source audio where it is given."""
 
 
 def tasks_of(variant: Variant) -> tuple[str, ...]:

@@ -92,9 +92,9 @@ class JobContext:
     def ended(self, ours: TerminalRecord, in_force: TerminalRecord) -> TerminalRecord:
         """Return how this message ended: ``ours``, or the record in force where another one was first.
 
-        Then another worker, or another message with this id, has delivered its songs, and these are not delivered. But
-        songs whose audio is gone, and that were not made again, are nobody's end any more: their record stays, for
-        songs that come from them and for the next message, and this one ends by itself.
+        Then another worker, or another message with this id, has delivered its songs, and these are not delivered. If
+        the audio of those songs is gone and could not be made again, their record is kept, for songs that come from
+        them and for the next message, and this message has an end of its own.
         """
         ending = ours if in_force == self.answer else in_force
         self.repeated = ending != ours

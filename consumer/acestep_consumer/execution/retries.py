@@ -94,7 +94,7 @@ class RetryPolicy:
     async def excuse_lost(self) -> None:
         """Excuse the attempts whose deliveries are stale: this worker lives, only its connection died.
 
-        Until their ends this is said again and again.
+        The record is renewed until the attempt ends.
         """
         for attempt, running in self._running.items():
             if running.delivery.stale and running.renewing is None:

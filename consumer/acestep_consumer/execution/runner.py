@@ -33,8 +33,8 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobLimits:
-    """What bounds every job of this worker. Values that a reload may change are functions, called once a job.
+class JobRules:
+    """Rules for every job of this worker. Values that a reload may change are functions, called once a job.
 
     ``scratch`` makes a job's folder, by its task id, and removes it. ``execution_timeout_s`` returns seconds; None: no
     bound. ``stages`` has places for jobs in each stage.
@@ -42,8 +42,8 @@ class JobLimits:
 
     worker_id: str
     scratch: Callable[[str], AbstractAsyncContextManager[Path]]
-    limits: Callable[[], Limits]
-    requests: Callable[[], RequestRules]
+    tier_limits: Callable[[], Limits]
+    request_rules: Callable[[], RequestRules]
     execution_timeout_s: Callable[[], float | None]
     stages: StageLimits = field(default_factory=StageLimits)
 
@@ -76,7 +76,7 @@ class JobRunner:
         store: has the ends of tasks.
         events: publishes ``started`` and ``progress``.
         costs: estimates durations.
-        rules: bounds of every job.
+        rules: those of every job.
     """
 
     def __init__(  # noqa: PLR0913 - everything that wraps a job, once
@@ -89,7 +89,7 @@ class JobRunner:
         store: Store,
         events: Events,
         costs: CostModel,
-        rules: JobLimits,
+        rules: JobRules,
     ) -> None:
         self._retries = retries
         self._cancellations = cancellations
@@ -212,7 +212,7 @@ class JobRunner:
 
     def _admit(self, request: Request, context: JobContext) -> Job:
         tries = None if context.attempt is None else self._retries.remaining(context.attempt)
-        job = admit(request, self.rules.limits())
+        job = admit(request, self.rules.tier_limits())
         return replace(
             job,
             tries=tries,

@@ -21,10 +21,8 @@ from acestep_consumer.concurrency.priority import insert
 from acestep_consumer.domain.job import Job, Plan
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.domain.stages import STAGES, EngineCapacity
+from acestep_consumer.policy.memory_budget import PACKS
 from acestep_consumer.policy.tiers import DEFAULT_DURATION_S
-
-PACKS: Final = 3
-"""Batches of the renderer that its stage holds: one on the device, one prepared, and one on its way there."""
 
 UPLOADS: Final = 16
 """Jobs whose songs are uploaded at once."""

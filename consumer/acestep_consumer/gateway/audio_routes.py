@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/v1/audio``: songs from storage, streamed. Never a redirect: some clients do not follow one, and save nothing."""
+"""``/v1/audio``: songs from storage, streamed, and their lyrics with times.
+
+Never a redirect: some clients do not follow one, and save nothing.
+"""
 
 from http import HTTPStatus
 from typing import Final
@@ -9,15 +12,22 @@ from aiohttp import web
 from acestep_consumer.gateway.answers import ApiError
 from acestep_consumer.gateway.auth import ApiKeyCheck
 from acestep_consumer.gateway.messages import song_name
+from acestep_consumer.gateway.task_items import LyricFile, lyric_files
 from acestep_consumer.gateway.tasks import TaskStates
 from acestep_consumer.webui.audio_proxy import AudioProxy, SongUnavailable
-from acestep_schemas.events import Audio
+from acestep_schemas.events import Audio, FileObject
 
 # The proxy's own texts name buckets and keys, which clients of this API need not know.
 _TEXTS: Final = {
     HTTPStatus.FORBIDDEN: "access to this file is not allowed",
     HTTPStatus.NOT_FOUND: "Audio file not found",
 }
+
+
+# By the kind of the file: the type in an event could make a browser run it.
+_LYRIC_TYPES: Final[dict[LyricFile, str]] = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
+_LYRIC_BYTES: Final = 8 << 20
+"""More are no lyrics; they are read whole."""
 
 
 class SongFinder:
@@ -28,9 +38,16 @@ class SongFinder:
 
     async def audio(self, task_id: str, name: str) -> Audio | None:
         """Return a task's song; None: there is none of this name."""
-        view = await self._tasks.find(task_id)
-        audios = view.audios if view is not None else ()
-        return next((audio for audio in audios if audio.uri.rpartition("/")[2] == name), None)
+        return next((audio for audio in await self._audios(task_id) if _name_of(audio) == name), None)
+
+    async def lyrics(self, task_id: str, name: str) -> tuple[LyricFile, Audio] | None:
+        """Return a file of lyrics with times as if it were its song, and its kind; None: there is none of this name."""
+        for audio in await self._audios(task_id):
+            for kind, file in lyric_files(audio).items():
+                if _name_of(file) == name:
+                    place = {"uri": file.uri, "bytes": file.bytes, "sha256": file.sha256}
+                    return kind, audio.model_copy(update=place)
+        return None
 
     async def address(self, task_id: str, name: str) -> str | None:
         """Return where the song is in storage; None: there is none."""
@@ -42,9 +59,13 @@ class SongFinder:
         view = self._tasks.known(task_id)
         return view.audios if view is not None and view.ended else None
 
+    async def _audios(self, task_id: str) -> tuple[Audio, ...]:
+        view = await self._tasks.find(task_id)
+        return view.audios if view is not None else ()
+
 
 class AudioRoutes:
-    """The route of songs. ``keys`` checks keys, ``finder`` finds songs, ``proxy`` sends them."""
+    """The route of songs. ``keys`` checks keys, ``finder`` finds songs, ``proxy`` reads them."""
 
     def __init__(self, keys: ApiKeyCheck, finder: SongFinder, proxy: AudioProxy) -> None:
         self._keys = keys
@@ -52,7 +73,7 @@ class AudioRoutes:
         self._proxy = proxy
 
     async def audio(self, request: web.Request) -> web.StreamResponse:
-        """Send a song, or the requested range of it."""
+        """Send a song, or the requested range of it, or its lyrics with times."""
         self._authorize(request)
         path = request.query.get("path")
         if path is None:
@@ -60,14 +81,25 @@ class AudioRoutes:
         song = song_name(path)
         if song is None:
             raise ApiError(HTTPStatus.FORBIDDEN, _TEXTS[HTTPStatus.FORBIDDEN])
-        audio = await self._finder.audio(*song)
-        if audio is None:
-            raise ApiError(HTTPStatus.NOT_FOUND, _TEXTS[HTTPStatus.NOT_FOUND])
         try:
-            self._proxy.check(song[0], audio)
-            return await self._proxy.send(request, audio, None)
+            return await self._send(request, *song)
         except SongUnavailable as error:
             raise ApiError(error.status, _TEXTS.get(error.status, "the storage does not answer")) from error
+
+    async def _send(self, request: web.Request, task_id: str, name: str) -> web.StreamResponse:
+        """Send a file of a task. Raises ``ApiError``, ``SongUnavailable``."""
+        if (audio := await self._finder.audio(task_id, name)) is not None:
+            self._proxy.check(task_id, audio)
+            return await self._proxy.send(request, audio, None)
+        if (found := await self._finder.lyrics(task_id, name)) is None:
+            raise ApiError(HTTPStatus.NOT_FOUND, _TEXTS[HTTPStatus.NOT_FOUND])
+        kind, file = found
+        self._proxy.check(task_id, file)
+        if file.bytes > _LYRIC_BYTES:
+            raise ApiError(HTTPStatus.BAD_GATEWAY, f"{file.bytes:,} bytes cannot be lyrics")
+        async with self._proxy.opened(file) as stream:
+            text = b"".join([chunk async for chunk in stream])
+        return web.Response(body=text, headers={"Content-Type": _LYRIC_TYPES[kind], "ETag": f'"{file.sha256}"'})
 
     def _authorize(self, request: web.Request) -> None:
         """Check the header, or the query's ``ai_token``: ``<audio src>`` sends no header. Raises ``ApiError``."""
@@ -76,3 +108,7 @@ class AudioRoutes:
             self._keys.by_body(request, {"ai_token": token})
         else:
             self._keys.by_header(request)
+
+
+def _name_of(file: Audio | FileObject) -> str:
+    return file.uri.rpartition("/")[2]

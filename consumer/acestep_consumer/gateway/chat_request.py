@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
+from acestep_consumer.domain.tasks import SOURCE_TASKS
 from acestep_consumer.gateway.answers import ApiError
 
-SOURCE_TASKS: Final = frozenset({"cover", "cover-nofsq", "repaint", "lego", "extract", "complete"})
 INSTRUMENTAL: Final = "[inst]"
 
 _SAME_NAME: Final = (

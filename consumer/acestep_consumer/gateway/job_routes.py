@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/v1/jobs/{id}``: a task with its manifest, and its progress as server-sent events."""
+"""``/v1/jobs/{id}``: a task with its manifest, its progress as server-sent events, and its family."""
 
 import asyncio
 from contextlib import suppress
@@ -9,16 +9,20 @@ from typing import Any, Final
 from aiohttp import web
 
 from acestep_consumer.client.errors import DownloadFailed
+from acestep_consumer.client.results import Results
 from acestep_consumer.gateway.answers import ApiError, dumps, envelope
 from acestep_consumer.gateway.auth import ApiKeyCheck
-from acestep_consumer.gateway.task_items import TaskView, file_url
-from acestep_consumer.gateway.tasks import TaskStates, TerminalEvents
-from acestep_schemas.events import Completed, TerminalEvent
+from acestep_consumer.gateway.result_folder import ResultFolder
+from acestep_consumer.gateway.task_items import INPUTS, TaskView, file_url, lyric_files, shown_edits
+from acestep_consumer.gateway.tasks import TaskStates
+from acestep_schemas.events import Audio, Completed, SongFiles, TerminalEvent
 
 KEEP_ALIVE_S: Final = 15.0
 """Proxies drop idle connections, and a write is how a closed one is noticed."""
 
 MAX_STREAMS: Final = 1_000
+_FAMILIES: Final = 4
+"""Families that are read at the same time: each takes up to a thousand reads of the storage, one after the other."""
 _EVENT_STREAM: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     # nginx would hold events back.
@@ -33,13 +37,16 @@ class JobRoutes:
         keys: checks keys.
         tasks: the states of tasks.
         results: their manifests.
+        folder: where these are, which no client reads.
     """
 
-    def __init__(self, keys: ApiKeyCheck, tasks: TaskStates, results: TerminalEvents) -> None:
+    def __init__(self, keys: ApiKeyCheck, tasks: TaskStates, results: Results, folder: ResultFolder) -> None:
         self._keys = keys
         self._tasks = tasks
         self._results = results
+        self._folder = folder
         self._streams = 0
+        self._families = asyncio.Semaphore(_FAMILIES)
         self._closing = asyncio.Event()
 
     async def show(self, request: web.Request) -> web.Response:
@@ -62,6 +69,19 @@ class JobRoutes:
         finally:
             self._streams -= 1
         return response
+
+    async def lineage(self, request: web.Request) -> web.Response:
+        """Tell what the task's songs come from, and what comes from them."""
+        self._keys.by_header(request)
+        task_id = request.match_info["task_id"]
+        try:
+            async with self._families:
+                family = await self._results.family(task_id)
+        except DownloadFailed as error:
+            raise ApiError(HTTPStatus.BAD_GATEWAY, "the storage does not answer") from error
+        if family.tasks[task_id] is None:
+            raise ApiError(HTTPStatus.NOT_FOUND, "there is no completed task of this id")
+        return envelope(family.listed(task_id, file_url))
 
     async def close(self, _: web.Application) -> None:
         """End open streams, which would delay the shutdown; browsers open them again by themselves."""
@@ -93,7 +113,7 @@ class JobRoutes:
             end = await self._results.find(task_id)
         except DownloadFailed as error:
             raise ApiError(HTTPStatus.BAD_GATEWAY, "the storage does not answer") from error
-        return None if end is None else _public(end)
+        return None if end is None else self._folder.hide(_public(end))
 
 
 def _shown(view: TaskView) -> dict[str, Any]:
@@ -114,10 +134,18 @@ def _public(end: TerminalEvent) -> dict[str, Any]:
     data = end.data
     if not isinstance(data, Completed):
         return data.model_dump(mode="json")
-    audios = [
-        {"file": file_url(data.task_id, audio), **audio.model_dump(mode="json", exclude={"uri", "url"})}
-        for audio in data.audios
-    ]
-    inputs = {"src_audio_path", "reference_audio_path"}
-    request = data.request.model_dump(mode="json", exclude_defaults=True, exclude=inputs)
-    return {**data.model_dump(mode="json", exclude={"audios", "request"}), "request": request, "audios": audios}
+    request = data.request.model_dump(mode="json", exclude_defaults=True, exclude=set(INPUTS))
+    shown = data.model_copy(update={"edits": shown_edits(data)}).model_dump(mode="json", exclude={"audios", "request"})
+    return {**shown, "request": request, "audios": [_public_audio(data.task_id, audio) for audio in data.audios]}
+
+
+def _public_audio(task_id: str, audio: Audio) -> dict[str, Any]:
+    places = {"uri", "url"}
+    shown = {"file": file_url(task_id, audio), **audio.model_dump(mode="json", exclude={*places, "files"})}
+    if audio.files is None:
+        return {**shown, "files": None}
+    files = audio.files.model_dump(mode="json", exclude=dict.fromkeys(SongFiles.model_fields, places))
+    sent = lyric_files(audio)
+    for kind, file in sent.items():
+        files[kind] = {"file": file_url(task_id, file), **files[kind]}
+    return {**shown, "files": files}

@@ -55,7 +55,7 @@ class ModelRoutes:
         return envelope({"status": "ok", "service": "ACE-Step API", "version": "1.0", **self._loaded()})
 
     async def live(self, _: web.Request) -> web.Response:
-        """Tell that the event loop turns."""
+        """Answer 200 as long as the event loop runs."""
         return web.json_response({"status": "alive"})
 
     async def ready(self, _: web.Request) -> web.Response:

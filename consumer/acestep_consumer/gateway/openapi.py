@@ -61,9 +61,12 @@ def _task_paths() -> dict[str, Any]:
         }
     )
     audio = _operation("Fetch a song", {"type": "string", "format": "binary"}, "401", content="audio/*")
-    audio["parameters"] = [_query("path", "As `file` in a result has it.", required=True)]
+    texts: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "text/vtt")}
+    audio["responses"]["200"]["content"] |= texts
+    audio["parameters"] = [_query("path", "As `file`, `lrc` or `vtt` in a result has it.", required=True)]
     cancel = _operation("Cancel a task", _enveloped("Accepted"), "401", "503")
     cancel["requestBody"] = _body({"task_id": {"type": "string"}})
+    lineage = _operation("Read what songs come from, and what comes from them", _enveloped("Family"), "401")
     events = _operation("Follow a task", {"type": "string"}, "401", content="text/event-stream")
     return {
         "/release_task": {"post": release},
@@ -73,6 +76,7 @@ def _task_paths() -> dict[str, Any]:
         "/release_task/{task_id}": _with_task({"delete": _operation("Cancel a task", _enveloped("Accepted"), "401")}),
         "/v1/jobs/{task_id}": _with_task({"get": _operation("Read a task and its manifest", _enveloped(), "401")}),
         "/v1/jobs/{task_id}/events": _with_task({"get": events}),
+        "/v1/jobs/{task_id}/lineage": _with_task({"get": lineage}),
     }
 
 
@@ -217,6 +221,19 @@ def _schemas() -> dict[str, Any]:
             "type": "object",
             "required": ["task_id", "status"],
             "properties": {"task_id": text, "status": text, "queue_position": {"type": "integer", "minimum": 1}},
+        },
+        "Family": {
+            "type": "object",
+            "required": ["task_id", "complete", "tasks"],
+            "properties": {
+                "task_id": text,
+                "complete": {"type": "boolean", "description": "Whether these are all."},
+                "tasks": {
+                    "type": "array",
+                    "description": "Oldest first. `songs` as in `file`; `parents` name task, index and field of each.",
+                    "items": {"type": "object", "required": ["task_id", "found", "songs", "parents"]},
+                },
+            },
         },
         "TaskEntry": {
             "type": "object",

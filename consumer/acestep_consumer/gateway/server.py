@@ -25,6 +25,7 @@ from acestep_consumer.gateway.openapi import document
 from acestep_consumer.gateway.origins import OriginPolicy
 from acestep_consumer.gateway.page import WebPage
 from acestep_consumer.gateway.rate_limit import RateLimit
+from acestep_consumer.gateway.result_folder import ResultFolder
 from acestep_consumer.gateway.sample_routes import SampleRoutes
 from acestep_consumer.gateway.spans import PREFIX, trace_requests
 from acestep_consumer.gateway.submission import Submission
@@ -81,7 +82,8 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self.keys = ApiKeyCheck(settings.gateway.keys)
-        self.tasks = TaskStates(results)
+        folder = ResultFolder(settings.storage)
+        self.tasks = TaskStates(results, folder)
         self.workers = WorkerList(settings.gateway.models)
         self.session = BrokerSession(connect, self._add)
         finder = SongFinder(self.tasks)
@@ -105,7 +107,7 @@ class Gateway:
             self.keys, self.workers, self.tasks, self.session, queue_maxsize=settings.broker.queue_maxsize
         )
         self._sample_routes = SampleRoutes(self.keys, submission, self.workers)
-        self._job_routes = JobRoutes(self.keys, self.tasks, results)
+        self._job_routes = JobRoutes(self.keys, self.tasks, results, folder)
         self._chat_routes = ChatRoutes(
             self.keys, submission, spool, songs or results, timeout_s=settings.gateway.generation_timeout_s
         )
@@ -162,6 +164,7 @@ class Gateway:
         yield ApiRoute("DELETE", f"/release_task/{_TASK_ID}", tasks.delete)
         yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}", jobs.show)
         yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}/events", jobs.events)
+        yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}/lineage", jobs.lineage)
         yield ApiRoute("POST", "/create_random_sample", samples.random)
         yield ApiRoute("POST", "/format_input", samples.format)
         yield ApiRoute("POST", "/v1/create_sample", samples.create)

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.gateway.answers import dumps
 from acestep_consumer.gateway.task_ids import accepted_at
 from acestep_schemas.events import (
     Audio,
     Completed,
+    Edit,
+    FileObject,
     JobEvent,
     JobProgress,
     JobStarted,
@@ -33,6 +36,10 @@ _UNKNOWN: Final = "N/A"
 _ENV: Final = "development"
 
 TaskStage = Literal["queued", "running", "succeeded", "failed"]
+LyricFile = Literal["lrc", "vtt"]
+
+INPUTS: Final = frozenset({"src_audio_path", "reference_audio_path"})
+"""Fields whose values are not shown: other clients' addresses, and those of uploads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +121,21 @@ def ended_task(event: TerminalEvent, created: int | None = None) -> TaskView:
     view = TaskView(
         task_id=task_id, created=since, stage="succeeded", progress=1.0, audios=data.audios, metas=data.metas
     )
-    return replace(view, items=_items(data, since), detail=f"{len(data.audios)} songs" if data.audios else "done")
+    return replace(view, items=_items(data, since), detail=_songs(len(data.audios)) if data.audios else "done")
 
 
-def file_url(task_id: str, audio: Audio) -> str:
-    """Return the address of a song: relative, its suffix at the very end, as clients expect it."""
-    name = audio.uri.rpartition("/")[2]
+def file_url(task_id: str, file: Audio | FileObject) -> str:
+    """Return the address of a song, or of a file beside it: relative, its suffix at the very end, as clients expect."""
+    name = file.uri.rpartition("/")[2]
     return AUDIO_PATH + quote(f"/{task_id}/{name}", safe="")
+
+
+def lyric_files(audio: Audio) -> dict[LyricFile, FileObject]:
+    """Return the files beside a song that this API sends. Latents are for workers, which find them by the task's id."""
+    found: dict[LyricFile, FileObject | None] = {}
+    if audio.files is not None:
+        found = {"lrc": audio.files.lrc, "vtt": audio.files.vtt}
+    return {kind: file for kind, file in found.items() if file is not None}
 
 
 def _failed(view: TaskView, data: Unfinished) -> TaskView:
@@ -165,8 +180,11 @@ def _items(data: Completed, created: int) -> tuple[Mapping[str, Any], ...]:
 def _song_fields(task_id: str, audio: Audio) -> dict[str, Any]:
     url = file_url(task_id, audio)
     song = {"file": url, "url": url, "seed_value": str(audio.seed), "seed": audio.seed, "sha256": audio.sha256}
+    song |= {kind: file_url(task_id, file) for kind, file in lyric_files(audio).items()}
     if audio.track is not None:
         song["track"] = audio.track
+    if audio.loudness is not None:
+        song["loudness"] = audio.loudness.model_dump(mode="json")
     if audio.lyric_score is None:
         return song
     lines = [line.model_dump(mode="json") for line in audio.lyrics]
@@ -210,8 +228,13 @@ def _shared(data: Completed, created: int) -> dict[str, Any]:
 
 def _origin(data: Completed) -> dict[str, Any]:
     """Return what songs that come from songs have besides."""
-    named = {"parents": data.parents, "edits": data.edits}
+    named = {"parents": data.parents, "edits": shown_edits(data)}
     return {name: [each.model_dump(mode="json") for each in given] for name, given in named.items() if given}
+
+
+def shown_edits(data: Completed) -> tuple[Edit, ...]:
+    """Return the edits, without places that audio comes from."""
+    return tuple(edit for edit in data.edits if edit.field not in INPUTS)
 
 
 def _analysis(data: Completed) -> dict[str, Any]:
@@ -219,7 +242,7 @@ def _analysis(data: Completed) -> dict[str, Any]:
     metas = data.metas
     return {
         "status_message": "Analysis completed",
-        "audio_codes": "".join(f"<|audio_code_{code}|>" for codes in data.audio_codes for code in codes),
+        "audio_codes": "".join(map(format_codes, data.audio_codes)),
         "caption": metas.caption,
         "lyrics": metas.lyrics,
         "bpm": metas.bpm or _UNKNOWN,
@@ -246,4 +269,8 @@ def _generation_info(timings: Timings, songs: int) -> str:
         ("Total", timings.total),
     )
     lines = [f"- **{name}:** {seconds:.2f}s" for name, seconds in named if seconds is not None]
-    return "\n".join((f"**Generated {songs} song{'' if songs == 1 else 's'}**", *lines))
+    return "\n".join((f"**Generated {_songs(songs)}**", *lines))
+
+
+def _songs(number: int) -> str:
+    return "1 song" if number == 1 else f"{number} songs"

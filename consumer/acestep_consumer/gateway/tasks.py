@@ -11,12 +11,13 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
 
 from acestep_consumer.client.errors import DownloadFailed
+from acestep_consumer.gateway.result_folder import ResultFolder
 from acestep_consumer.gateway.task_ids import accepted_at, is_given_out
 from acestep_consumer.gateway.task_items import TaskView, ended_task, updated_task
 from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent
@@ -60,10 +61,12 @@ class TaskStates:
 
     Args:
         results: the manifests.
+        folder: where these are, which no client reads.
     """
 
-    def __init__(self, results: TerminalEvents) -> None:
+    def __init__(self, results: TerminalEvents, folder: ResultFolder) -> None:
         self._results = results
+        self._folder = folder
         self._open: OrderedDict[str, _TrackedTask] = OrderedDict()
         self._ended: OrderedDict[str, TaskView] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[TaskView | None]] = {}
@@ -178,8 +181,7 @@ class TaskStates:
             self._track(task_id).looked_up = time.monotonic()
             return None
         task = self._open.get(task_id)
-        view = ended_task(found, task.view.created if task is not None and task.seen else None)
-        self._end(view)
+        view = self._end(ended_task(found, task.view.created if task is not None and task.seen else None))
         if task is not None:
             self._notify(task)
         return view
@@ -201,11 +203,14 @@ class TaskStates:
                 self._open.popitem(last=False)
         return task
 
-    def _end(self, view: TaskView) -> None:
+    def _end(self, view: TaskView) -> TaskView:
+        """Keep the view of an ended task, as clients may read it."""
         self._open.pop(view.task_id, None)
-        self._ended[view.task_id] = view
+        shown = replace(view, items=tuple(map(self._folder.hide, view.items)), detail=self._folder.hide(view.detail))
+        self._ended[view.task_id] = shown
         if len(self._ended) > KEPT_ENDED:
             self._ended.popitem(last=False)
+        return shown
 
     def _notify(self, task: _TrackedTask) -> None:
         for waiter in task.waiters:

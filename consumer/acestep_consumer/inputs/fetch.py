@@ -63,7 +63,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _OK: Final = 200
 _CONFIG_BYTES: Final = 1 << 20
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger()
+log = structlog.get_logger()
 
 
 class _TransientFetchError(Exception):
@@ -221,7 +221,7 @@ class AllowedInputs:
             found = self._check(SOURCE_TASK_FIELD, song.latents)
             return await self._copy(found, folder / "source-latents")
         except (InputNotAllowed, InputUnreadable) as error:
-            _log.warning("latents not fetched", task_id=song.task_id, reason=str(error))
+            log.warning("latents not fetched", task_id=song.task_id, reason=str(error))
             return None
 
     def _check(self, field: str, text: str | None) -> _Input | None:
@@ -469,7 +469,7 @@ def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return InputUnreadable(f"{wanted}: the host's certificate is not trusted")
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
-        _log.warning("address refused", host=url.raw_host, address=error.os_error.address)
+        log.warning("address refused", host=url.raw_host, address=error.os_error.address)
         return InputNotAllowed(
             f"{wanted}: the host {url.raw_host!r} is not on the public internet, and its network is not in "
             "ACESTEP_INPUT_NETWORKS"

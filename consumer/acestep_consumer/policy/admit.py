@@ -86,7 +86,7 @@ def admit(request: Request, limits: Limits) -> Job:
     clamps = tuple(_clamps(asked, report, with_lm=lm is not None))
     if clamps and asked.on_limit == "reject":
         raise _exceeded(clamps)
-    changes = {change.field: change.applied for change in (*adjustments, *clamps)}
+    changes = {change.field: _as_field(change.applied) for change in (*adjustments, *clamps)}
     songs = int(str(changes.get(_count_field(asked), _count(asked))))
     seeds = tuple(_seeds(asked, request.task_id, 1 if asked.stems else songs)) * (songs if asked.stems else 1)
     fixed: dict[str, object] = {"task_id": request.task_id, "model": model.name, "seed": seeds, "batch_size": songs}
@@ -233,6 +233,11 @@ def _clamps(asked: GenerationRequest, limits: LimitsReport, *, with_lm: bool) ->
     if asked.candidates and asked.keep > limits.max_batch_size:
         reason = f"this worker makes at most {limits.max_batch_size} candidates"
         yield Adjustment(field="keep", requested=asked.keep, applied=limits.max_batch_size, reason=reason)
+
+
+def _as_field(applied: JsonValue) -> object:
+    """Return a value of an adjustment, which is JSON, as a field of a request has it."""
+    return tuple(applied) if isinstance(applied, list) else applied
 
 
 def _makes_no_song(asked: GenerationRequest) -> bool:

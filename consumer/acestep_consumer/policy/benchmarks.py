@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
+from acestep_consumer.policy.memory_budget import StepGraphLimits
 from acestep_consumer.policy.tiers import LMS
 
 Backend = Literal["vllm", "pt"]
@@ -20,12 +21,19 @@ Backend = Literal["vllm", "pt"]
 
 GIB: Final = 2**30
 MEASURED_ON: Final = "NVIDIA H200"
+WHOLE_WORKERS: Final = (
+    "144 to 147 songs of 300 s a minute as FLAC, with the 1.7B LM and 96 jobs at once, and 205 to 219 without "
+    "thinking, 32 at once"
+)
+UNCOMPILED: Final = "an H200 made 70 songs of 300 s a minute in place of 207; the figures are those of compiled ones"
 
 # Shapes of ACE-Step 1.5, not measurements.
 TOKENS_PER_SECOND: Final = 12.5  # 25 latent frames a second, two to a DiT token
 FRAMES_PER_SECOND: Final = 25
 _BF16 = 2
 _KV_HEADS_WIDTH = 8 * 128  # key-value heads × their width: the same in every DiT and every LM
+# Of a token in a CUDA graph: latents and context of its two frames, the number of its branch, cosines and sines.
+_GRAPH_TOKEN_BYTES = 2 * (64 + 128) * _BF16 + 8 + 2 * 128 * _BF16
 
 
 # Of a DiT's parameters, those of the linear layers in its transformer, which alone are quantized.
@@ -56,6 +64,10 @@ class DitSize:
     def condition_bytes(self) -> int:
         """Bytes of keys and values of one condition token, stored twice: in the song and in its batch."""
         return 2 * 2 * self.layers * _KV_HEADS_WIDTH * _BF16
+
+    def graph_bytes(self, limits: StepGraphLimits) -> int:
+        """Bytes of the inputs of CUDA graphs, which the worker measures with the weights."""
+        return limits.condition_tokens * self.condition_bytes // 2 + limits.tokens * _GRAPH_TOKEN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +133,12 @@ LOADED_BEYOND_PARAMETERS: Final = round(0.32 * GIB)
 # DiT, 2B turbo, batched: a step takes 23.3 ms for 3,750 tokens, and at least 4 ms.
 STEP_S_PER_TOKEN: Final = 6.2e-6
 STEP_FLOOR_S: Final = 0.004
-# The rest of a song's time in the renderer, which alone renders 206 songs of 300 s and 1,303 of 30 s per minute with
-# the fused decoder, and rendered 154 of 300 s without it; other cards than Hopper's decode without it.
-FUSED_DECODE_S_PER_SECOND: Final = 0.087 / 300
-DECODE_S_PER_SECOND: Final = 0.18 / 300
-PREPARE_S: Final = 0.018
+# The rest of a song's time in the renderer. With the fused decoder a worker without thinking makes 207 songs of 300 s
+# and 1,900 of 30 s per minute, 32 at once; without it the renderer made 154 of 300 s. Other cards than Hopper's decode
+# without it.
+FUSED_DECODE_S_PER_SECOND: Final = 0.1 / 300
+DECODE_S_PER_SECOND: Final = 0.2 / 300
+PREPARE_S: Final = 0.003
 
 # Offloaded weights are copied to the GPU for each pack. Limited to 8 GB, an H200 (PCIe 5) rendered 203 songs of 240 s a
 # minute, two in a pack, and 206 limited to 12 GB; before page-locked RAM 69. Other cards: PCIe 4, by its specification.
@@ -134,6 +147,9 @@ BUS_BYTES_S: Final = 25e9
 
 MPS_GAIN: Final = 1.14
 """Songs per minute with LM and renderer on one GPU at the same time, to those by turns: 135 to 118 as MP3, 64 jobs."""
+MPS_FULL_GAIN: Final = 1.03
+"""The same with as many songs in the LM as it gains from. Each of the two alone is then at the GPU's power limit
+(694 W, 100 J a song in the LM and 198 in the renderer), and so are both together: 145 songs per minute, 287 J."""
 MPS_GAINS_FROM: Final = 16
 """Songs in the LM. With eight, limited to 16 and 24 GB, 72 and 80 songs of 240 s a minute were made, as by turns."""
 
@@ -146,9 +162,6 @@ CONDITION_TOKENS: Final = 700  # of a typical song; 2,305 at most
 RESERVE_GB: Final = 1.0
 """Reserved for the renderer's CUDA context and fragmentation. An allowance, not measured."""
 RESERVE_BYTES: Final = round(RESERVE_GB * GIB)
-# Allowances within the LM's memory, not measured: 1 GB for vLLM's context, activations and CUDA graphs, and 4 MB per
-# row for the logits processor.
-LM_OVERHEAD_BYTES: Final[Mapping[Backend, int]] = MappingProxyType({"vllm": 1_512_000_000, "pt": 0})
 LM_PROMPT_TOKENS: Final = 250  # of each of the two sequences of a song
 LM_SEQUENCES_PER_SONG: Final = 2  # guided: conditional and unconditional
 
@@ -173,14 +186,13 @@ _LM_RATE_S: Final = 300
 _VLLM: Final[Mapping[str, tuple[tuple[int, float], ...]]] = MappingProxyType(
     {
         LMS[0]: ((1, 18.0), (4, 64.0), (64, 517.0)),
-        LMS[1]: ((1, 18.1), (4, 48.0), (16, 168.0), (64, 350.0)),
+        # With 84, 96 and 128 songs 460, 416 and 446 were made, the GPU at its power limit: 440 counts for all of them.
+        LMS[1]: ((1, 18.1), (4, 48.0), (16, 168.0), (64, 350.0), (84, 440.0)),
         LMS[2]: ((1, 10.3), (16, 60.0), (64, 333.0)),
     }
 )
 # transformers was measured with the 1.7B model; the others are scaled by their ratio on vLLM.
 _PT: Final = ((1, 4.3), (64, 166.0))
-MOST_IN_LM: Final = 64
-"""Concurrent songs: more were not measured, and vLLM is started with room for 128 sequences, two per song."""
 
 # CPU seconds to encode a second of stereo, on one core of an AMD EPYC server: noise or tones, whichever takes longer
 # (`infra/dev bench encode`).
@@ -280,19 +292,29 @@ def lm_size(model: str) -> LmSize:
 def lm_songs_a_minute(size: LmSize, backend: Backend, in_flight: int, duration_s: float) -> float:
     """Return how many songs of ``duration_s`` seconds an LM plans per minute, ``in_flight`` at once, on an H200.
 
-    Interpolated between the measured points, logarithmic on both axes. Includes the codes only, not the metadata.
+    Interpolated between the measured points, logarithmic on both axes; more songs than the most that were measured
+    count as no faster. Includes the codes only, not the metadata.
     A size that was not measured counts as the next larger one, or as proportionally slower than the largest.
     """
-    name = next((name for name, known in LM_SIZES.items() if size.parameters <= known.parameters), LMS[-1])
-    rate = _between(_VLLM[name], in_flight) * min(1.0, LM_SIZES[name].parameters / size.parameters)
+    name, songs = _measured(size), min(in_flight, lm_gains_to(size, backend))
+    rate = _between(_VLLM[name], songs) * min(1.0, LM_SIZES[name].parameters / size.parameters)
     if backend == "pt":
-        rate *= _between(_PT, in_flight) / _between(_VLLM[LMS[1]], in_flight)
+        rate *= _between(_PT, songs) / _between(_VLLM[LMS[1]], songs)
     return rate * _LM_RATE_S / duration_s
 
 
+def lm_gains_to(size: LmSize, backend: Backend) -> int:
+    """Return the most concurrent songs that were measured: no more are known to be faster."""
+    return _PT[-1][0] if backend == "pt" else _VLLM[_measured(size)][-1][0]
+
+
+def _measured(size: LmSize) -> str:
+    return next((name for name, known in LM_SIZES.items() if size.parameters <= known.parameters), LMS[-1])
+
+
 def _between(points: tuple[tuple[int, float], ...], x: int) -> float:
-    """Interpolate a curve at ``x``; beyond the last point it is flat."""
+    """Interpolate a curve at ``x``, up to its last point."""
     for (left, low), (right, high) in itertools.pairwise(points):
         if x <= right:
             return low * math.exp(math.log(high / low) * math.log(x / left) / math.log(right / left))
-    return points[-1][1]
+    raise ValueError(f"not measured: {x}")

@@ -8,15 +8,26 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from acestep_consumer.policy.benchmarks import DIT_2B, LM_SIZES, RESERVE_GB, Backend, LmSize, is_same_size, lm_size
-from acestep_consumer.policy.sizing import GpuSpec, ModelSet, Workload, capacity, lm_on_gpu
+from acestep_consumer.policy.benchmarks import (
+    DIT_2B,
+    GIB,
+    LM_SIZES,
+    RESERVE_GB,
+    Backend,
+    LmSize,
+    is_same_size,
+    lm_size,
+)
+from acestep_consumer.policy.memory_budget import StepGraphLimits
+from acestep_consumer.policy.sizing import GpuSpec, LmSpec, ModelSet, Workload, capacity, lm_on_gpu
 from acestep_consumer.policy.tiers import LM_MEMORY_GB, LMS, OFFLOAD_BELOW_GB, Tier
 
 SHARE_ABOVE_GB = 0.4
 """Of the memory beyond 24 GB, this share goes to the LM's key-value cache, for more concurrent sequences."""
 
-RENDERER_GB, OFFLOADED_RENDERER_GB = 7.0, 4.5
-"""The minimum for a renderer with a 2B model: its weights (offloaded: the DiT's only) and one song."""
+RENDERER_GB, OFFLOADED_RENDERER_GB = 7.4, 4.5
+"""The minimum for a renderer with a 2B model: its weights (offloaded: the DiT's only) and one song. GiB, as a GPU's
+memory everywhere; an LM's memory is in 10⁹ bytes."""
 
 INT8_FREES_GB = 1.4
 """So much less is the minimum where the DiT's weights are in int8."""
@@ -62,7 +73,7 @@ class LmPlan:
     Attributes:
         model: its name, folder or hub id.
         backend: None: vLLM if installed, else transformers.
-        memory_gb: its whole budget.
+        memory_gb: its whole budget, in 10⁹ bytes.
         size: of its files, or else by its name.
         required: whether a worker must not start without it.
         warnings: where it is not what the operator or the tier would have.
@@ -76,6 +87,17 @@ class LmPlan:
     required: bool
     warnings: tuple[str, ...] = ()
     trade_off: str = ""
+
+    def on_gpu(self, workload: Workload, vram_gb: float, models: int) -> LmSpec:
+        """Return the LM as it would be loaded on a GPU beside so many models of the renderer."""
+        wanted = LmSpec(
+            model=self.model,
+            backend="vllm",
+            memory=int(self.memory_gb * 1e9),
+            size=self.size,
+            beside=loads_beside(self, vram_gb, models),
+        )
+        return lm_on_gpu(wanted, workload, backend=self.backend)
 
 
 def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
@@ -107,8 +129,8 @@ def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
 
 
 def renderer_share(plan: LmPlan, vram_gb: float) -> float:
-    """Return the GB left for the renderer on the same GPU."""
-    return max(vram_gb - plan.memory_gb - RESERVE_GB, 0.0)
+    """Return the GiB left for the renderer on the same GPU."""
+    return max(vram_gb - _gib(plan.memory_gb) - RESERVE_GB, 0.0)
 
 
 def loads_beside(plan: LmPlan, vram_gb: float, models: int) -> bool:
@@ -166,12 +188,14 @@ def _rates(models: tuple[str, ...], wish: LmRequest, vram_gb: float) -> dict[str
     """
     gpu, workload = GpuSpec(name="", vram_gb=vram_gb), Workload(audio_format="wav")
     offload = vram_gb < OFFLOAD_BELOW_GB
+    graphs = None if offload else StepGraphLimits.on_a_device_with(vram_gb)
+    dit = replace(DIT_2B, int8=wish.int8)
     found = {}
     for model in models:
         size = wish.size_of(model)
-        lm = lm_on_gpu(model, wish.backend, _memory(size, vram_gb), workload, size)
-        dit = replace(DIT_2B, int8=wish.int8)
-        load = ModelSet(models=(dit,), lm=lm, offload_models=offload, offload_dit=offload)
+        plan = LmPlan(model=model, backend=wish.backend, memory_gb=_memory(size, vram_gb), size=size, required=False)
+        lm = plan.on_gpu(workload, vram_gb, 1)
+        load = ModelSet(models=(dit,), lm=lm, offload_models=offload, offload_dit=offload, graphs=graphs)
         found[model] = capacity(gpu, load, workload).songs_a_minute or 0.0
     return found
 
@@ -193,7 +217,11 @@ def _that_leave_room(models: tuple[str, ...], wish: LmRequest, vram_gb: float) -
     """Return the LMs that leave enough memory for the renderer, smallest first; if none does, the smallest."""
     needed = RENDERER_GB if vram_gb >= OFFLOAD_BELOW_GB else OFFLOADED_RENDERER_GB
     room = vram_gb - RESERVE_GB - (needed - INT8_FREES_GB if wish.int8 else needed)
-    return tuple(model for model in models if _memory(wish.size_of(model), vram_gb) <= room) or models[:1]
+    return tuple(model for model in models if _gib(_memory(wish.size_of(model), vram_gb)) <= room) or models[:1]
+
+
+def _gib(gigabytes: float) -> float:
+    return gigabytes * 1e9 / GIB
 
 
 def _memory(size: LmSize, vram_gb: float) -> float:

@@ -7,11 +7,40 @@ they are denoised, and their audio until it has been copied to the host.
 """
 
 from dataclasses import dataclass
+from typing import Final, Self
 
 TILE_RUNGS = (8, 4, 1)
 # Above this many tokens the matrix units are saturated: larger batches only add latency.
 ENOUGH_TOKENS = 8192
 _AT_LEAST_TOKENS = 512
+
+PACKS: Final = 3
+"""Batches that the renderer's stage holds: one on the device, one prepared, and one on its way there."""
+
+_ROOMY_GB = 40.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepGraphLimits:
+    """The largest pack that is stepped by a CUDA graph. Its inputs have memory of their own, beside the weights.
+
+    Attributes:
+        tokens: of all branches; each takes 1.3 KB, and 50 KB in a graph that was captured, for a 2B model.
+        condition_tokens: of all conditions; each takes 100 KB.
+    """
+
+    tokens: int
+    condition_tokens: int
+
+    @classmethod
+    def on_a_device_with(cls, vram_gb: float) -> Self:
+        """Return the limits for a device with so much memory.
+
+        Where memory is scarce, packs that take longer to compute than to launch do without.
+        """
+        if vram_gb < _ROOMY_GB:
+            return cls(tokens=2304, condition_tokens=1024)
+        return cls(tokens=ENOUGH_TOKENS, condition_tokens=4608)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +96,11 @@ class MemoryBudget:
     def working(self) -> int:
         """Bytes of the largest step or decode."""
         return max(self.tokens * self.footprint.token, self.tiles * self.footprint.tile)
+
+    @property
+    def least_working(self) -> int:
+        """Bytes of the smallest step or decode."""
+        return max(_AT_LEAST_TOKENS * self.footprint.token, TILE_RUNGS[-1] * self.footprint.tile)
 
     def held(self, frames: int, condition_tokens: int) -> int:
         """Return the bytes of a song with ``frames`` latent frames and ``condition_tokens`` over all its conditions."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimates how many concurrent jobs a GPU should have, and how many songs per minute it renders. Pure arithmetic.
 
-The LM and the renderer share one GPU. Each gets as many songs as increase its throughput and fit into its memory; one
-more job is fetched or uploaded, and some are encoded. The sum is the recommended number of workers (prefetch).
+The LM and the renderer share one GPU. The LM gets as many songs as increase the throughput and fit into its memory,
+the renderer as many batches as a worker's stage holds; one more job is fetched or uploaded, and some are encoded. The
+sum is the recommended number of workers (prefetch).
 
 The rules are the worker's own: ``lm_choice.plan_lm`` for the LM's memory, ``MemoryBudget`` for the renderer's. The
 measurements are in ``benchmarks``.
@@ -16,11 +17,19 @@ from typing import Literal
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.policy import benchmarks
 from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, Backend, DitSize, GpuSpeed, LmSize
-from acestep_consumer.policy.memory_budget import ENOUGH_TOKENS, MemoryBudget, MemoryFootprint
+from acestep_consumer.policy.lm_memory import CONTEXT, MORE_ROWS, beside_weights, rows_for
+from acestep_consumer.policy.memory_budget import (
+    ENOUGH_TOKENS,
+    PACKS,
+    MemoryBudget,
+    MemoryFootprint,
+    StepGraphLimits,
+)
 
 Bound = Literal["memory", "renderer", "language model", "encoding"]
 
 LEAST_WORKERS = 2
+_MOST_IN_LM = MORE_ROWS // benchmarks.LM_SEQUENCES_PER_SONG
 _GAIN = math.log2(1.1)
 """Doubling the jobs must increase throughput by at least a tenth; otherwise jobs only wait longer."""
 
@@ -73,48 +82,81 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmSpec:
-    """An LM on the GPU. ``memory``: bytes for weights and sequences together."""
+    """An LM on the GPU. ``memory``: bytes for weights and sequences together.
+
+    ``beside``: it starts while the renderer does, which keeps some of that back.
+    """
 
     model: str
     backend: Backend
     memory: int
     size: LmSize
+    beside: bool = False
+
+    @property
+    def most_songs(self) -> int | None:
+        """Songs that the backend's batch has rows for; None: any number."""
+        on_vllm = self.backend == "vllm"
+        return rows_for(self.memory, self.size.token_bytes) // benchmarks.LM_SEQUENCES_PER_SONG if on_vllm else None
 
     @property
     def weights(self) -> int:
-        """Bytes of the weights and the backend's overhead."""
-        return self.size.weights + benchmarks.LM_OVERHEAD_BYTES[self.backend]
+        """Bytes of the weights and of what the backend takes beside them, keys and values."""
+        if self.most_songs is None:
+            return self.size.weights
+        rows = self.most_songs * benchmarks.LM_SEQUENCES_PER_SONG
+        return self.size.weights + beside_weights(rows, beside=self.beside)
 
     def song(self, workload: Workload) -> int:
         """Return the bytes of keys and values of a song with all its codes."""
         tokens = benchmarks.LM_PROMPT_TOKENS + math.ceil(workload.duration_s * CODES_PER_SECOND)
         return benchmarks.LM_SEQUENCES_PER_SONG * tokens * self.size.token_bytes
 
+    def least(self, workload: Workload) -> int:
+        """Return the bytes of keys and values without which it makes no song: vLLM does not start with less."""
+        longest = 0 if self.most_songs is None else CONTEXT * self.size.token_bytes
+        return max(self.song(workload), longest)
+
     def room(self, workload: Workload) -> int:
-        """Return how many songs fit at once, up to the largest number measured."""
-        return min(max(0, (self.memory - self.weights) // self.song(workload)), benchmarks.MOST_IN_LM)
+        """Return how many songs fit at once, by memory and by the rows of the batch."""
+        left = self.memory - self.weights
+        songs = left // self.song(workload) if left >= self.least(workload) else 0
+        return songs if self.most_songs is None else min(songs, self.most_songs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSet:
-    """The models on the GPU: DiTs (the first one is used), LM, and whether idle ones are offloaded to RAM."""
+    """The models on the GPU: DiTs (the first one is used), LM, and whether idle ones are offloaded to RAM.
+
+    ``graphs``: the largest pack that is stepped by a CUDA graph; None: none is.
+    """
 
     models: tuple[DitSize, ...] = (DIT_2B,)
     lm: LmSpec | None = None
     offload_models: bool = False
     offload_dit: bool = False
     pack_tokens: int = ENOUGH_TOKENS
+    graphs: StepGraphLimits | None = None
 
     @property
     def weights(self) -> int:
-        """Bytes of the renderer's weights on the GPU; with offloading only one component at a time."""
+        """Bytes of the renderer's weights on the GPU, and of the inputs of its CUDA graphs.
+
+        With offloading only one component at a time.
+        """
         own = [each * 2 for each in benchmarks.OWN_PARTS]
         shared = [each * 2 for each in benchmarks.SHARED_PARTS]
         dits = [model.weights for model in self.models]
         if self.offload_models:
             others = max(*own, *shared)
             return max(*dits, others) if self.offload_dit else sum(dits) + others
-        return sum(dits) + len(dits) * sum(own) + sum(shared) + benchmarks.LOADED_BEYOND_PARAMETERS
+        loaded = sum(dits) + len(dits) * sum(own) + sum(shared) + benchmarks.LOADED_BEYOND_PARAMETERS
+        return loaded + self.graph_bytes
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of the inputs of CUDA graphs, which each model has."""
+        return sum(model.graph_bytes(self.graphs) for model in self.models) if self.graphs else 0
 
     @property
     def moved(self) -> int:
@@ -169,7 +211,8 @@ class Capacity:
         songs_a_minute: at best, with that many jobs; None if it does not fit or was not measured.
         bound_by: the bottleneck; None where ``songs_a_minute`` is None.
         lm_jobs: of the workers, those in the LM, with ``lm_songs`` of the ``lm_room`` songs that fit.
-        render_jobs: those in the renderer, with ``render_songs`` of the ``render_room`` songs that fit.
+        render_jobs: those in the renderer, ``PACKS`` batches as in a worker, with ``render_songs`` of the
+            ``render_room`` songs that fit in one.
         other_jobs: those being fetched, encoded or uploaded.
         lm_s: seconds of GPU time per song in the LM; ``render_s``: in the renderer.
         encoding_cores: CPU cores that encoding uses.
@@ -193,10 +236,15 @@ class Capacity:
     split: MemorySplit | None = None
 
 
-def lm_on_gpu(model: str, backend: Backend | None, memory_gb: float, workload: Workload, size: LmSize) -> LmSpec:
-    """Return the LM as it would be loaded; without a configured backend vLLM, unless that has no room for a song."""
-    first = LmSpec(model=model, backend=backend or "vllm", memory=int(memory_gb * 1e9), size=size)
-    return first if backend or first.room(workload) else replace(first, backend="pt")
+def lm_on_gpu(wanted: LmSpec, workload: Workload, *, backend: Backend | None) -> LmSpec:
+    """Return the LM on ``backend``; without a configured one on vLLM, unless that has no room for a song.
+
+    Where it has none beside a renderer that starts, it starts after it.
+    """
+    first = replace(wanted, backend=backend or "vllm")
+    after = replace(first, beside=False)
+    last = after if backend else replace(after, backend="pt")
+    return next((each for each in (first, after) if each.room(workload)), last)
 
 
 def split_of(gpu: GpuSpec, load: ModelSet, workload: Workload) -> MemorySplit:
@@ -244,9 +292,9 @@ class _SongTimes:
 
     def capacity(self, split: MemorySplit, lm_room: int, room: int) -> Capacity:
         batch = self.workload.batch
-        rendering, wanted = self._render_jobs(room), self._render_jobs(None)
+        rendering = self._render_jobs(room)
         render_s = self._render_s(min(room, rendering * batch))
-        planning, asked = self._lm_jobs(lm_room, render_s), self._lm_jobs(benchmarks.MOST_IN_LM, render_s)
+        planning, asked = self._lm_jobs(lm_room, render_s), self._lm_jobs(_MOST_IN_LM, render_s)
         lm_songs = min(lm_room, planning * batch)
         lm_s = self._lm_s(lm_songs)
         on_gpu = self._on_gpu_a_second(lm_songs, render_s)
@@ -254,19 +302,20 @@ class _SongTimes:
         encoding = min(rate * self._encode_s, self.cores)
         other = max(1, math.ceil(encoding))  # a job encodes its songs one after the other
         bound: Bound = "renderer" if render_s >= lm_s else "language model"
-        if rendering < wanted or planning < asked or room < batch or (self.lm is not None and lm_room < batch):
+        crowded = render_s > self._render_s(max(self.pack, batch)) or planning < asked
+        if crowded or room < batch or (self.lm is not None and lm_room < batch):
             bound = "memory"
         if self._encoded_a_second <= on_gpu:
             bound = "encoding"
         return Capacity(
             fits=True,
-            workers=planning + rendering + other,
+            workers=planning + PACKS * rendering + other,
             songs_a_minute=60 * rate,
             bound_by=bound,
             lm_jobs=planning,
             lm_songs=lm_songs,
             lm_room=lm_room,
-            render_jobs=rendering,
+            render_jobs=PACKS * rendering,
             render_songs=min(room, rendering * batch),
             render_room=room,
             other_jobs=other,
@@ -279,14 +328,15 @@ class _SongTimes:
     def _on_gpu_a_second(self, lm_songs: int, render_s: float) -> float:
         """Return the songs that the GPU makes a second, where the LM, with so many songs, and the renderer share it.
 
-        With MPS they run at the same time, but neither faster than alone. That was measured on Hopper, with many songs
-        in the LM; elsewhere they count as taking turns.
+        With MPS they run at the same time, but neither faster than alone, nor both faster than the GPU's power allows.
+        That was measured on Hopper, with many songs in the LM; elsewhere they count as taking turns.
         """
         lm_s = self._lm_s(lm_songs)
         by_turns = 1 / (lm_s + render_s)
         if self.lm is None or not self.gpu.speed.hopper or lm_songs < benchmarks.MPS_GAINS_FROM:
             return by_turns
-        return min(benchmarks.MPS_GAIN * by_turns, 1 / max(lm_s, render_s))
+        at_full_power = 1 / (self._lm_s(_MOST_IN_LM) + render_s)
+        return min(benchmarks.MPS_GAIN * by_turns, benchmarks.MPS_FULL_GAIN * at_full_power, 1 / max(lm_s, render_s))
 
     @property
     def _encode_s(self) -> float:
@@ -297,11 +347,10 @@ class _SongTimes:
     def _encoded_a_second(self) -> float:
         return self.cores / self._encode_s
 
-    def _render_jobs(self, room: int | None) -> int:
-        """Return how many jobs fill the renderer's batches; ``room`` None: with unlimited memory."""
-        batch = self.workload.batch
-        most = self.pack if room is None else max(1, room // batch)
-        return _knee(most, lambda jobs: 1 / self._render_s(jobs * batch if room is None else min(room, jobs * batch)))
+    def _render_jobs(self, room: int) -> int:
+        """Return how many jobs fill a batch of the renderer."""
+        songs = min(room, max(1, self.pack // self.workload.tokens))
+        return max(1, songs // self.workload.batch)
 
     def _lm_jobs(self, room: int, render_s: float) -> int:
         """Return how many jobs fill the LM's steps, or suffice for the speed of encoding."""
@@ -352,7 +401,7 @@ def _knee(most: int, rate: Callable[[int], float]) -> int:
 
 
 def left_over(gpu: GpuSpec, load: ModelSet, workload: Workload = Workload()) -> int:
-    """Return the bytes left beside the weights and one song; negative: missing."""
-    split = split_of(gpu, load, workload)
-    lm_left = load.lm.memory - load.lm.weights - load.lm.song(workload) if load.lm else 0
-    return min(lm_left, 0) + split.renderer - split.weights - split.working - split.song
+    """Return the bytes left beside the weights and one song, in the smallest batches; negative: missing."""
+    split, working = split_of(gpu, load, workload), load.budget(gpu).least_working
+    lm_left = load.lm.memory - load.lm.weights - load.lm.least(workload) if load.lm else 0
+    return min(lm_left, 0) + split.renderer - split.weights - working - split.song

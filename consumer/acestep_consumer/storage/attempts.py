@@ -21,9 +21,8 @@ from typing import Final
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.job import Attempt
-from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, object_key
 from acestep_consumer.domain.ports import Objects
-from acestep_consumer.storage.results import object_key
 
 _BEGUN: Final[Mapping[str, object]] = MappingProxyType({"state": "begun"})
 _EXCUSED: Final[Mapping[str, object]] = MappingProxyType({"state": "excused"})

@@ -2,11 +2,12 @@
 """The family of a task: the tasks that its songs come from, and those that come from them."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from acestep_consumer.storage.results import ResultStore
-from acestep_schemas.events import Completed, ParentSong
+from acestep_schemas.events import Audio, Completed, ParentSong
 
 MOST_TASKS: Final = 1_000
 
@@ -50,6 +51,31 @@ class Family:
         """The tasks that come from no other one."""
         children = {each.child for each in self.relations}
         return [task_id for task_id in self.tasks if task_id not in children]
+
+    def listed(self, task_id: str, place: Callable[[str, Audio], str]) -> dict[str, Any]:
+        """Return JSON: the task that was asked for, whether these are all, and the tasks, oldest first.
+
+        ``place`` says where a song of a task is.
+        """
+        ordered = sorted(self.tasks.items(), key=lambda item: (item[1] is not None, time_of(item[1])))
+        tasks = [
+            {
+                "task_id": each,
+                "found": ending is not None,
+                "finished_at": None if ending is None else ending.finished_at.isoformat(),
+                "task_type": None if ending is None else ending.request.task_type,
+                "prompt": None if ending is None else ending.request.prompt,
+                "songs": None if ending is None else [place(each, audio) for audio in ending.audios],
+                "parents": [] if ending is None else [parent.model_dump(mode="json") for parent in ending.parents],
+            }
+            for each, ending in ordered
+        ]
+        return {"task_id": task_id, "complete": self.complete, "tasks": tasks}
+
+
+def time_of(ending: Completed | None) -> str:
+    """Return when a task ended, for sorting; of one that was deleted nothing is known."""
+    return "" if ending is None else ending.finished_at.isoformat()
 
 
 async def family_of(task_id: str, store: ResultStore) -> Family:

@@ -11,7 +11,6 @@ worker publishes it.
 import asyncio
 import hashlib
 import os
-import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,15 +32,22 @@ from acestep_consumer.domain.job import (
     StoredSideFile,
     Track,
 )
-from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, ObjectHead, SmallObject
+from acestep_consumer.domain.objects import (
+    MANIFEST,
+    ObjectAddress,
+    ObjectContent,
+    ObjectHead,
+    SmallObject,
+    is_task_id,
+    join_key,
+    object_key,
+)
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.domain.ports import Objects
 from acestep_schemas.events import Completed, parse_manifest
-from acestep_schemas.request import TASK_ID_PATTERN
 
 T = TypeVar("T")
 
-MANIFEST: Final = "manifest.json"
 CHILDREN: Final = "children"
 """Folder below a task's, with a small object for each task whose songs come from its songs, named after it."""
 NO_BUCKET: Final = (
@@ -49,8 +55,7 @@ NO_BUCKET: Final = (
     "ACESTEP_S3_CREATE_BUCKET=true"
 )
 
-_log = structlog.get_logger()
-_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
+log = structlog.get_logger()
 _TRANSFERS: Final = 16
 _IN_MEMORY_BYTES: Final = 1 << 20
 _MESSAGE: Final = "message"
@@ -68,13 +73,6 @@ _NO_SONG: Final[Mapping[str, str]] = MappingProxyType({})
 _COMMIT_TRIES: Final = 8
 _SHORT: Final = 8
 """Digits of a fingerprint in a name."""
-
-
-def object_key(prefix: str, task_id: str, name: str) -> str:
-    """Return the key of one of a job's objects. Raises ``ValueError`` for an id that could leave its folder."""
-    if not _TASK_ID.fullmatch(task_id):
-        raise ValueError(f"not a task id: {task_id[:128]!r}")
-    return _join(prefix, task_id, name)
 
 
 class ResultStore:
@@ -101,7 +99,7 @@ class ResultStore:
         start = ObjectAddress(folder.bucket, f"{folder.key}/")
         async for address in self._objects.list(start):
             child = address.key.removeprefix(start.key)
-            if _TASK_ID.fullmatch(child):
+            if is_task_id(child):
                 yield child
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
@@ -150,7 +148,7 @@ class ResultStore:
             try:
                 await self._objects.put(self._place(parent.task_id, f"{CHILDREN}/{ending.task_id}"), note)
             except StorageUnavailable as error:
-                _log.warning("storage.child_not_noted", parent=parent.task_id, reason=str(error))
+                log.warning("source song does not list what came from it", parent=parent.task_id, reason=str(error))
 
     async def check(self) -> None:
         """Try at the start what storing results takes: a bucket, a write, a read, a delete.
@@ -164,8 +162,8 @@ class ResultStore:
             if not self._create_bucket:
                 raise StorageRefused(ObjectAddress(self._bucket), "NoSuchBucket", hint=NO_BUCKET)
             await self._objects.make_bucket(self._bucket)
-            _log.info("storage.bucket_created", bucket=self._bucket)
-        place = ObjectAddress(self._bucket, _join(self._prefix, f".check-{uuid.uuid4().hex}"))
+            log.info("bucket created", bucket=self._bucket)
+        place = ObjectAddress(self._bucket, join_key(self._prefix, f".check-{uuid.uuid4().hex}"))
         body = uuid.uuid4().bytes
         await self._objects.put(place, ObjectContent.of(body, "application/octet-stream"))
         read = await self._objects.get(place)
@@ -176,7 +174,11 @@ class ResultStore:
             await self._objects.delete(place)
         except StorageRefused as error:
             # Only records of attempts are deleted else, which may stay: keys without the permission are good enough.
-            _log.warning("storage.check_left_behind", object=str(place), reason=error.reason)
+            log.warning(
+                "start-up check leaves an object",
+                object=str(place),
+                reason=error.reason,
+            )
 
     async def ready(self) -> None:
         """Ask for the bucket, which is cheap enough for every probe. Raises ``StorageUnavailable``."""
@@ -234,7 +236,7 @@ class ResultStore:
             is_ours = head.metadata.get(_MESSAGE) == job.message and _describes(head, content)
             return _Written(place, head.size, head.metadata[_SHA256], head) if is_ours else None
         # It lacks our metadata: no worker wrote it, and no manifest names it.
-        _log.warning("storage.foreign_object_replaced", object=str(place))
+        log.warning("object that no worker wrote replaced", object=str(place))
         await self._objects.put(place, content)
         return ours
 
@@ -320,10 +322,6 @@ def _measure(path: Path) -> tuple[int, str, bytes | Path]:
             return size, hashlib.file_digest(file, "sha256").hexdigest(), path
         body = file.read()
     return len(body), hashlib.sha256(body).hexdigest(), body
-
-
-def _join(*parts: str) -> str:
-    return "/".join(stripped for part in parts if (stripped := part.strip("/")))
 
 
 async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> tuple[T, ...]:

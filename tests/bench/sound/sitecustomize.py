@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from acestep_consumer.audio.encoding.encode import Samples
     from acestep_consumer.audio.formats import Format
+    from acestep_consumer.audio.levels import Levels
 
 if "acestep_consumer.audio.encoding" in sys.orig_argv:
     import numpy as np
@@ -28,10 +29,13 @@ if "acestep_consumer.audio.encoding" in sys.orig_argv:
     def _loop(sample_rate: int) -> "Samples":
         return music(_LOOP_S, sample_rate)
 
-    def _write_music(samples: "Samples", path: Path, wanted: "Format", sample_rate: int) -> None:
+    def _write_music(
+        samples: "Samples", path: Path, wanted: "Format", sample_rate: int, threads: int = 1
+    ) -> "Levels | None":
         loop = _loop(sample_rate)
         times = -(-samples.shape[1] // loop.shape[1])
-        _write_song(np.tile(loop, times)[: len(samples), : samples.shape[1]], path, wanted, sample_rate)
+        looped = np.tile(loop, times)[: len(samples), : samples.shape[1]]
+        return _write_song(looped, path, wanted, sample_rate, threads)
 
     encode.write_song = _write_music
 

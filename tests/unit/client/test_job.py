@@ -99,7 +99,7 @@ def test_who_follows_somebody_elses_job_believes_any_end() -> None:
     assert job.ended is not None
 
 
-async def test_when_nothing_more_can_be_heard_whoever_waits_is_job_with() -> None:
+async def test_when_nothing_more_can_be_heard_whoever_waits_is_told() -> None:
     job = job_with(progress(1))
     job.fail(ClientError("the login was revoked"))
     with pytest.raises(ClientError, match="revoked"):

@@ -52,6 +52,7 @@ from acestep_consumer.commands.doctor.machine import (
     Machine,
     check_port,
     check_scratch,
+    judge_concurrency,
     judge_encoders,
     judge_gpu,
     judge_tier,
@@ -70,7 +71,7 @@ from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from acestep_consumer.domain.objects import ObjectAddress
-from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
+from acestep_consumer.engine.renderer.checkpoints.component_files import faults_of_lm, faults_of_pipeline
 from acestep_consumer.policy.benchmarks import lm_size
 from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN
@@ -426,6 +427,15 @@ def test_models_that_do_not_fit_the_card_are_told() -> None:
     found = judge_tier(DetectedGpu("some card", 48, "nvidia-smi"), BUILT_IN, settings_with())
     assert found.level == "ok"
     assert found.said.startswith("unlimited of acestep-1.5-2026-02: songs of at most 600 s")
+
+
+def test_one_job_at_a_time_on_a_gpu_that_does_many_is_told() -> None:
+    found = judge_concurrency(DetectedGpu("some card", 24, "nvidia-smi"), BUILT_IN, settings_with())
+    assert found is not None
+    assert (found.level, found.fix) == ("warn", "set ACESTEP_QUEUE_WORKERS=auto, or a number: acestep-consumer plan")
+    for vram_gb, workers in ((24, "auto"), (24, "2"), (0, "1")):
+        settings = settings_with(ACESTEP_QUEUE_WORKERS=workers)
+        assert judge_concurrency(DetectedGpu("some card", vram_gb, "none"), BUILT_IN, settings) is None
 
 
 def test_encoders_are_read_from_what_the_process_printed() -> None:

@@ -11,6 +11,7 @@ from acestep_consumer.commands.submit.request import (
     RequestRefused,
     assignments,
     check,
+    line_fields,
     lora_fields,
     merge,
     read_form,
@@ -80,6 +81,21 @@ def test_one_lora_or_several_take_the_place_of_those_in_the_file() -> None:
     assert merge({"lora": "old", "bpm": 90}, several) == {"bpm": 90, **several}
     with pytest.raises(RequestRefused, match="there are more --lora-scale than --lora"):
         lora_fields(["a"], [1, 2])
+
+
+def test_lines_are_replaced_one_by_one_or_by_section() -> None:
+    assert line_fields([]) == {}
+    lines = line_fields(["rain on the square = snow on the square", "play it slow=2 + 2 = 4"])
+    assert lines == {"replace_lines": {"rain on the square": "snow on the square", "play it slow": "2 + 2 = 4"}}
+    section = line_fields(['{"section": "verse 2", "lyrics": "la"}'])
+    assert section == {"replace_lines": {"section": "verse 2", "lyrics": "la"}}
+    for found in (lines, section):
+        assert check({"source_task_id": "first", **found}, frozenset(found)) == ()
+    for wrong in ("rain", "=snow", "{}", '{"": "snow"}', '{"a'):
+        with pytest.raises(RequestRefused, match="must be 'old line=new line'"):
+            line_fields([wrong])
+    with pytest.raises(RequestRefused, match="replaces 'rain' twice"):
+        line_fields(["rain=snow", "rain=hail"])
 
 
 def test_a_file_may_be_a_form(tmp_path: Path) -> None:

@@ -40,14 +40,20 @@ def request(**fields: Any) -> GenerationRequest:
 
 
 def song(
-    *, timed: bool = True, times: tuple[tuple[str, float, float], ...] = TIMES, index: int = 0, **fields: Any
+    *,
+    timed: bool = True,
+    times: tuple[tuple[str, float, float], ...] = TIMES,
+    score: float | None = None,
+    index: int = 0,
+    **fields: Any,
 ) -> FoundSong:
     """A song of 20 seconds, made from ``fields``, that the language model has described."""
     job = make_job(task_id="first", audio_duration=20, batch_size=2, **{"lyrics": LYRICS, **fields})
     done = make_manifest(job, tuple(map(stored, range(2))))
     lyrics = tuple(LyricLine(text=text, start_s=start, end_s=end) for text, start, end in times if timed)
-    audios = tuple(audio.model_copy(update={"lyrics": lyrics}) for audio in done.audios)
-    metas = Metas(bpm=96, caption="slow jazz with brushes", keyscale="A minor", language="en", lyrics=LYRICS)
+    audios = tuple(audio.model_copy(update={"lyrics": lyrics, "lyric_score": score}) for audio in done.audios)
+    words = fields.get("lyrics", LYRICS)
+    metas = Metas(bpm=96, caption="slow jazz with brushes", keyscale="A minor", language="en", lyrics=words)
     changes = {"audios": audios, "metas": metas, "audio_codes": ((1, 2), (3, 4))}
     return FoundSong(done.model_copy(update=changes), index)
 
@@ -368,6 +374,111 @@ def test_a_line_that_the_song_leaves_out_is_refused_and_not_made_a_repaint_of_th
     asked = request(source_task_id="first", replace_lines={"I saw you": "I see you"})
     with pytest.raises(InvalidRequest, match=r"sung from 5\.00 to 5\.00 s, which is too short to be sung anew"):
         resolve(asked, song(times=skipped))
+
+
+def sung(*times: tuple[float, float]) -> FoundSong:
+    """A song of lines ``line 1`` and so on, and when alignment says that they are sung; 20 seconds long."""
+    lines = [f"line {number}" for number in range(1, len(times) + 1)]
+    timed = tuple((line, *at) for line, at in zip(lines, times, strict=True))
+    return song(times=timed, lyrics="[Verse]\n" + "\n".join(lines), score=0.63)
+
+
+def replacing(*numbers: int) -> GenerationRequest:
+    lines = {f"line {number}": f"another {number}" for number in numbers}
+    return request(source_task_id="first", replace_lines=lines)
+
+
+SKIPPED = (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("times", "numbers", "beside"),
+    [
+        # A collapsed alignment: one line has the time of all.
+        ((SKIPPED,) * 5 + ((0.0, 19.92),), (6,), "'line 1', 'line 2', 'line 3', 'line 4', 'line 5'"),
+        (((0.0, 19.92), *((19.92, 19.92),) * 2), (1,), "'line 2', 'line 3'"),
+        ((SKIPPED, (0.0, 19.92)), (2,), "'line 1'"),
+        # Of a part: the lines before it are somewhere in its time, and the one after it has its own.
+        ((SKIPPED, SKIPPED, (0.0, 14.0), (14.0, 20.0)), (3,), "'line 1', 'line 2'"),
+        # On both sides, some frames for each.
+        (((0.0, 4.0), (4.0, 4.4), (4.4, 15.0), (15.0, 15.6), (15.6, 20.0)), (3,), "'line 2', 'line 4'"),
+        # Naming some of them is not enough.
+        ((SKIPPED,) * 5 + ((0.0, 19.92),), (4, 6), "'line 1', 'line 2', 'line 3'"),
+    ],
+)
+def test_a_line_that_has_the_time_of_its_neighbours_is_refused_and_not_made_a_repaint_of_them(
+    times: tuple[tuple[float, float], ...], numbers: tuple[int, ...], beside: str
+) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        resolve(replacing(*numbers), sung(*times))
+    assert f"for which no other time was found: {beside}. They would be made anew with it" in str(error.value)
+    assert "repaint a part by repainting_start and repainting_end" in str(error.value)
+
+
+def test_a_section_that_has_the_time_of_the_others_is_refused() -> None:
+    times = (*((text, 0.0, 0.0) for text, *_ in TIMES[:-1]), ("sing sing", 0.0, 19.92))
+    asked = request(source_task_id="first", replace_lines={"section": "verse 2", "lyrics": "Over the sea"})
+    with pytest.raises(InvalidRequest, match="'Down by the river', 'I saw you', 'Sing, sing!'"):
+        resolve(asked, song(times=times))
+
+
+def test_all_lines_of_a_collapsed_alignment_may_be_named_to_make_them_anew() -> None:
+    found = sung(*(SKIPPED,) * 5, (0.0, 19.92))
+    resolution = resolve(replacing(1, 2, 3, 4, 5, 6), found)
+    assert (resolution.request.repainting_start, resolution.request.repainting_end) == (0.0, 20.0)
+    assert resolution.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("times", "number", "window"),
+    [
+        # A song of one line, and of two.
+        (((0.0, 19.92),), 1, (0.0, 20.0)),
+        (((0.0, 9.0), (9.4, 20.0)), 2, (9.2, 20.0)),
+        # A line is left out, and those beside it have the time that a line takes.
+        (((0.0, 5.0), (5.0, 5.0), (5.0, 11.0), (11.0, 20.0)), 3, (5.0, 11.0)),
+        # Two that are sung at the same time, as alignment has it, are still two.
+        (((0.0, 6.0), (6.0, 6.0), (6.0, 6.0), (6.0, 13.0), (13.0, 20.0)), 4, (6.0, 13.0)),
+    ],
+)
+def test_a_line_beside_which_nothing_is_lost_is_replaced_without_a_warning(
+    times: tuple[tuple[float, float], ...], number: int, window: tuple[float, float]
+) -> None:
+    resolution = resolve(replacing(number), sung(*times))
+    assert (resolution.request.repainting_start, resolution.request.repainting_end) == window
+    assert resolution.warnings == ()
+
+
+def test_a_section_that_is_most_of_the_song_is_replaced_without_a_warning() -> None:
+    words = "[Verse]\na\nb\nc\nd\n[Outro]\nbye"
+    times = (("a", 0.0, 5.0), ("b", 5.0, 9.0), ("c", 9.0, 9.0), ("d", 9.0, 16.0), ("bye", 16.2, 20.0))
+    asked = request(source_task_id="first", replace_lines={"section": "verse", "lyrics": "one\ntwo"})
+    resolution = resolve(asked, song(times=times, lyrics=words))
+    assert (resolution.request.repainting_start, resolution.request.repainting_end) == (0.0, 16.1)
+    assert resolution.warnings == ()
+
+
+def test_lines_that_are_repeated_at_one_time_are_told_apart() -> None:
+    words = "[Chorus]\nhey\nhey\n[Chorus]\nhey\nhey\n[Verse]\nbye"
+    times = (("hey", 0.0, 5.0), ("hey", 5.0, 5.0), ("hey", 5.0, 5.0), ("hey", 5.0, 10.0), ("bye", 10.0, 20.0))
+    asked = request(source_task_id="first", replace_lines={"section": "chorus 2", "lyrics": "ho\nho"})
+    resolution = resolve(asked, song(times=times, lyrics=words))
+    assert (resolution.request.repainting_start, resolution.request.repainting_end) == (5.0, 10.0)
+    assert resolution.request.lyrics == "[Chorus]\nhey\nhey\n[Chorus]\nho\nho\n[Verse]\nbye"
+
+
+def test_a_line_that_is_much_longer_than_the_others_is_replaced_with_a_warning_that_names_the_score() -> None:
+    """Alignment gives each second to a line: a break, or what follows the last line, is in the line before it."""
+    resolution = resolve(replacing(4), sung((0.0, 2.0), (2.0, 4.0), (4.0, 6.0), (6.0, 19.92)))
+    (warning,) = resolution.warnings
+    assert warning.startswith("replace_lines: 'line 4': sung from 6.00 to 19.92 s, 2.8 times as long as a line of this")
+    assert "(its lyric_score is 0.63). A part without singing is made anew with it" in warning
+
+
+def test_lines_that_are_far_from_each_other_are_replaced_with_a_warning_about_those_between_them() -> None:
+    resolution = resolve(replacing(1, 4), sung((0.0, 4.0), (4.0, 8.0), (8.0, 12.0), (12.0, 16.0), (16.0, 20.0)))
+    (warning,) = resolution.warnings
+    assert warning.startswith("replace_lines: 2 more lines between those that are replaced are made anew, too: to keep")
 
 
 def test_each_field_has_one_edit_the_last_one() -> None:

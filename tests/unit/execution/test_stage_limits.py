@@ -8,7 +8,8 @@ import pytest
 
 from acestep_consumer.domain.job import Job, Plan
 from acestep_consumer.domain.stages import EngineCapacity
-from acestep_consumer.execution.stage_limits import PACKS, UPLOADS, JobPlaces, StageGate, StageLimits
+from acestep_consumer.execution.stage_limits import UPLOADS, JobPlaces, StageGate, StageLimits
+from acestep_consumer.policy.memory_budget import PACKS
 from acestep_schemas.events import LmChoice, Metas
 from tests.support.admission import admitted_job
 

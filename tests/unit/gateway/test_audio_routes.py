@@ -2,13 +2,15 @@
 """``/v1/audio``: whole songs, ranges, and nothing else of the bucket."""
 
 import asyncio
+import json
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from yarl import URL
 
 from acestep_consumer.webui import audio_proxy
-from tests.support.gateway import AUTHORIZED, KEY, Served, completed, gateway
+from tests.support.gateway import AUTHORIZED, KEY, Served, completed, gateway, repainted
 from tests.support.waiting import eventually
 
 SONG = bytes(range(250)) * 20
@@ -62,6 +64,52 @@ async def test_nothing_else_is_reachable(path: str, status: int) -> None:
         found, answer = await served.get(f"/v1/audio?path={path.format(task=task_id)}")
         assert found == status
         assert "s3://" not in answer["detail"]
+
+
+async def test_lyrics_with_times_are_sent_as_text_that_a_browser_does_not_run() -> None:
+    texts = {"lrc": b"[00:01.60]last train leaves at nine\n", "vtt": b"WEBVTT\n\n00:01.600 --> 00:03.600\nlast train\n"}
+    types = {"lrc": "text/plain", "vtt": "text/vtt"}
+    async with gateway() as served:
+        event = repainted("a")
+        audio = event.data.audios[0].model_dump()
+        for kind, text in texts.items():
+            served.results.stored[f"s3://acestep/jobs/a/0.{kind}"] = text
+            audio["files"][kind] |= {"bytes": len(text), "content_type": "text/html"}
+        await served.send(repainted("a", audios=[audio]))
+        (entry,) = await served.query("a")
+        (item,) = json.loads(entry["result"])
+        for kind, text in texts.items():
+            async with served.http.get(served.url + item[kind]) as answer:
+                assert (answer.status, answer.content_type, answer.charset) == (200, types[kind], "utf-8")
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert await answer.read() == text
+            async with served.http.head(served.url + item[kind]) as answer:
+                assert (answer.status, answer.content_length, await answer.read()) == (200, len(text), b"")
+        assert (await served.get("/v1/audio?path=/a/0.latents.safetensors"))[0] == 403
+        # A song's lyrics are no audio to work on.
+        status, refused = await served.post("/release_task", {"task_type": "cover", "src_audio_path": item["lrc"]})
+        assert (status, "there is no song" in refused["detail"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"uri": "s3://secrets/0.lrc"}, 403),
+        ({"bytes": 5}, 502),  # not what is stored
+        ({"bytes": 1 << 30}, 502),
+        ({"uri": "s3://acestep/jobs/a/1.lrc"}, 404),  # asked for by another name
+    ],
+)
+async def test_lyrics_are_refused_that_are_elsewhere_or_others_than_the_event_says(
+    change: dict[str, Any], status: int
+) -> None:
+    async with gateway() as served:
+        audio = repainted("a").data.audios[0].model_dump()
+        audio["files"]["lrc"] |= change
+        served.results.stored |= {"s3://acestep/jobs/a/0.lrc": b"la", "s3://secrets/0.lrc": b"la"}
+        await served.send(repainted("a", audios=[audio]))
+        found, answer = await served.get("/v1/audio?path=/a/0.lrc")
+        assert (found, "s3://" in answer["detail"]) == (status, False)
 
 
 async def test_a_path_is_needed_and_a_deleted_song_is_missing() -> None:

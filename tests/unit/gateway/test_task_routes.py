@@ -6,14 +6,20 @@ import gzip
 import io
 import json
 import zlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import mutagen
+import numpy as np
 import pytest
 
+from acestep_consumer.audio.codec import encode
+from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.client import NoQueue, QueueFull, Unreachable
 from acestep_consumer.gateway.task_ids import is_given_out
-from acestep_schemas.events import Candidate, Edit, JobCompleted, LyricLine, LyricToken, ParentSong
+from acestep_schemas.events import Candidate, Edit, JobCompleted, ParentSong
 from tests.support.gateway import (
     AUTHORIZED,
     KEY,
@@ -21,6 +27,7 @@ from tests.support.gateway import (
     completed,
     gateway,
     progress,
+    repainted,
     started,
     unfinished,
 )
@@ -374,25 +381,35 @@ async def test_an_analysis_is_one_plain_item() -> None:
         assert not {"file", "status"} & set(item)
 
 
-async def test_lyrics_with_times_tags_and_loudness_go_through_the_api() -> None:
+async def test_lyrics_with_times_tags_and_loudness_go_through_the_api(tmp_path: Path) -> None:
     asked = {"timestamps": True, "loudness_lufs": -14, "true_peak_db": -1.5}
-    lines = (LyricLine(text="la la", start_s=1.6, end_s=2.0, tokens=(LyricToken(text="la", start_s=1.6, end_s=1.8),)),)
     async with gateway() as served:
         task_id = await served.release({"prompt": "jazz", **asked})
         assert asked.items() <= served.client.published[0].items()
-        audio = completed(task_id).data.audios[0].model_copy(update={"lyrics": lines, "lyric_score": 0.8})
-        await served.send(completed(task_id, audios=(audio,)))
+        song = tagged_song(tmp_path, task_id)
+        audio = repainted(task_id).data.audios[0]
+        uri = f"s3://acestep/jobs/{task_id}/0.mp3"
+        place = {"uri": uri, "format": "mp3", "bytes": len(song)}
+        served.results.stored[uri] = song
+        await served.send(repainted(task_id, audios=[audio.model_copy(update=place)]))
         (entry,) = await served.query(task_id)
         (item,) = json.loads(entry["result"])
-        assert item["lyric_score"] == 0.8
-        assert item["timestamps"] == [
-            {
-                "text": "la la",
-                "start_s": 1.6,
-                "end_s": 2.0,
-                "tokens": [{"text": "la", "start_s": 1.6, "end_s": 1.8}],
-            }
-        ]
+        assert entry["progress_text"] == "1 song"
+        assert item["loudness"] == {"lufs": -14.0, "true_peak_db": -1.8}
+        assert item["lyric_score"] == 0.7691
+        assert [line["text"] for line in item["timestamps"]] == [line.text for line in audio.lyrics]
+        assert item["timestamps"][1]["tokens"][0] == {"text": "last ", "start_s": 1.6, "end_s": 1.92}
+        async with served.http.get(served.url + item["file"]) as answer:
+            tags: Any = mutagen.File(io.BytesIO(await answer.read())).tags
+        assert (tags["TIT2"].text, tags["TXXX:TASK_ID"].text) == (["jazz"], [task_id])
+        assert tags.getall("SYLT")[0].text == [("last train leaves at nine", 1600)]
+
+
+def tagged_song(folder: Path, task_id: str) -> bytes:
+    """A second of silence as MP3, with the tags that a worker writes."""
+    tags = (("title", "jazz"), ("syncedlyrics", "[00:01.60]last train leaves at nine"), ("task_id", task_id))
+    silence = np.zeros((2, 48_000), np.float32)
+    return encode(silence, folder / "song", replace(FORMATS["mp3"], tags=tags), 48_000).path.read_bytes()
 
 
 async def test_a_trace_goes_on_through_the_message() -> None:

@@ -15,10 +15,12 @@ import pytest
 import acestep_consumer
 from acestep_consumer.config.settings import known_variables
 from acestep_consumer.config.upstream_settings import RENAMED
+from acestep_consumer.domain import edits
 from acestep_consumer.domain.errors import ConsumerError
+from acestep_schemas import examples as examples_of_messages
 from acestep_schemas.aliases import ALIASES
-from acestep_schemas.events import ErrorCode, JobCompleted, JobRejected, parse_event, unfinished_event
-from acestep_schemas.request import GenerationRequest
+from acestep_schemas.events import Audio, ErrorCode, JobCompleted, JobRejected, parse_event, unfinished_event
+from acestep_schemas.request import GenerationRequest, parse_request
 from infra import tables
 from tests.support.metrics_page import families_of_a_gateway, families_of_a_worker, sample_names
 from tests.support.readme import DOCS, PAGES, README, ROOT, events, examples, text_of
@@ -27,7 +29,11 @@ LONGEST_README = 220
 LARGEST_PICTURE = 200_000
 # Also written as files of one's own in examples, or below a folder that the text names.
 EVENTS = events()
+# What a request asks for; no event has these at its top.
+REQUESTED = {"prompt", "source_task_id", "src_audio_path"}
 PACKAGE = Path(acestep_consumer.__file__).parent
+MAPPED = [PACKAGE / name for name in ("broker", "engine", "gateway", "engine/planner", "engine/renderer")]
+MAPPED += [PACKAGE / "engine/renderer" / name for name in ("checkpoints", "decoder", "denoising", "lyrics")]
 
 
 def page_name(page: Path) -> str:
@@ -102,8 +108,21 @@ def test_the_readme_says_how_much_it_leaves_out_of_the_request() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_json_block_is_json(page: Path) -> None:
-    for block in re.findall(r"```json\n(.*?)```", text_of(page), re.DOTALL):
-        json.loads(block)
+    json_blocks(page)
+
+
+def test_every_request_and_every_part_of_a_song_in_the_documentation_is_one() -> None:
+    blocks = [block for page in PAGES for block in json_blocks(page) if isinstance(block, dict)]
+    requests = [block for block in blocks if block.keys() & REQUESTED]
+    assert len(requests) >= 10
+    for block in requests:
+        request, warnings = parse_request(block, strict=True)
+        edits.check(request)
+        assert warnings == ()
+    songs = [block for block in blocks if block.keys() <= Audio.model_fields.keys()]
+    assert {"lyrics", "loudness"} <= {name for block in songs for name in block}
+    for block in songs:
+        Audio.model_validate({**examples_of_messages.completed().data.audios[0].model_dump(), **block})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
@@ -159,9 +178,22 @@ def test_the_map_of_the_package_names_every_folder_and_file_of_its_root_in_one_o
     assert "``cli.py``" in documentation
 
 
+@pytest.mark.parametrize("folder", MAPPED, ids=lambda folder: folder.relative_to(PACKAGE).as_posix())
+def test_the_map_of_a_large_folder_names_all_that_is_in_it(folder: Path) -> None:
+    documentation = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    folders = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert files | folders <= set(re.findall(r"``(\w+)``", documentation))
+
+
 def test_every_example_has_its_name_once() -> None:
     names = re.findall(r"<!-- example: ([\w.]+) -->", "".join(map(text_of, PAGES)))
     assert len(names) == len(set(names)) == len(examples())
+
+
+def json_blocks(page: Path) -> list[Any]:
+    """What the JSON blocks of a page hold."""
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text_of(page), re.DOTALL)]
 
 
 def links_of(page: Path) -> list[str]:

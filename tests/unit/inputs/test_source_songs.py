@@ -120,5 +120,5 @@ async def test_an_outage_of_the_storage_costs_a_note_and_no_song(monkeypatch: py
     record = TerminalRecord(make_manifest(make_job(task_id="x")).model_copy(update={"parents": named}))
     with capture_logs() as logs:
         assert await store.commit(record) == record
-    assert [entry["event"] for entry in logs] == ["storage.child_not_noted"]
+    assert [entry["event"] for entry in logs] == ["source song does not list what came from it"]
     assert await store.find("x") is not None

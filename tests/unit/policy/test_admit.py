@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Admission: what a request becomes under a card's limits, with every change written down."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +105,7 @@ def test_times_of_a_turbo_model_are_the_nearest_that_it_was_trained_on() -> None
     job = admitted(limits(), timesteps="0.97,0.76,0.18,0.1,0")
     (change,) = job.policy.adjustments
     assert job.request.timesteps == pytest.approx((21 / 22, 10 / 13, 2 / 9, 1 / 8))
+    assert type(job.request)(**json.loads(job.request.model_dump_json())) == job.request
     assert (change.field, change.requested) == ("timesteps", [0.97, 0.76, 0.18, 0.1, 0.0])
     assert admitted(limits(), timesteps="1,0.9,0.75,0.5,0.25,0").policy.adjustments == ()
     assert admitted(limits(24, BASE), timesteps="0.97,0.76").request.timesteps == (0.97, 0.76)

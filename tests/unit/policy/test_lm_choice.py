@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from acestep_consumer.policy.benchmarks import LM_SIZES, RESERVE_GB, LmSize
+from acestep_consumer.policy.benchmarks import GIB, LM_SIZES, RESERVE_GB, LmSize
 from acestep_consumer.policy.lm_choice import (
     INT8_FREES_GB,
     OFFLOADED_RENDERER_GB,
@@ -26,7 +26,8 @@ def plan(vram_gb: float, **wish: object) -> LmPlan | None:
     [
         (0, None),
         (12, None),
-        (13, "acestep-5Hz-lm-0.6B"),
+        (12.9, "acestep-5Hz-lm-0.6B"),
+        (13, "acestep-5Hz-lm-1.7B"),
         (15, "acestep-5Hz-lm-1.7B"),
         (15.8, "acestep-5Hz-lm-0.6B"),
         (16, "acestep-5Hz-lm-1.7B"),
@@ -48,7 +49,7 @@ def test_by_default_it_is_the_largest_that_leaves_room_and_half_of_the_throughpu
 def test_what_the_model_leaves_is_the_renderers() -> None:
     chosen = plan(24, model=LMS[-1])
     assert chosen is not None
-    assert renderer_share(chosen, 24) == 24 - 12 - 1
+    assert renderer_share(chosen, 24) == pytest.approx(24 - 12e9 / GIB - 1)
     assert renderer_share(chosen, 8) == 0
 
 
@@ -172,7 +173,7 @@ def test_the_cost_of_the_choice_is_said_where_there_was_one() -> None:
     assert at_24.trade_off == (
         f"{LARGE} would make about 43% of its songs a minute; ACESTEP_LM_MODEL_PATH chooses another"
     )
-    assert at_48.trade_off.startswith(f"{SMALL} would make about 181% of its songs a minute")
+    assert at_48.trade_off.startswith(f"{SMALL} would make about 188% of its songs a minute")
     for chosen in (plan(13), plan(24, model=LARGE), plan(0, init=True)):
         assert chosen is not None
         assert chosen.trade_off == ""

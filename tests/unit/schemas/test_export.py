@@ -14,12 +14,12 @@ from acestep_schemas import examples
 from acestep_schemas.asyncapi import EXCHANGES, asyncapi
 from acestep_schemas.events import CloudEvent, parse_event
 from acestep_schemas.export import documents, event_schema, manifest_schema, write
-from acestep_schemas.request import request_json_schema
+from acestep_schemas.request import GenerationRequest, request_json_schema
 
 COMMITTED = Path(__file__).parents[3] / "schemas"
 DOCUMENT = asyncapi()
 CHANNELS: dict[str, Any] = DOCUMENT["channels"]
-EXAMPLES = examples.events()
+EXAMPLES = [*examples.events().values(), *(each for more in examples.more_events().values() for each in more.values())]
 # Made once: they take a second.
 DOCUMENTS = documents()
 
@@ -50,7 +50,7 @@ def test_every_schema_is_a_valid_one(name: str) -> None:
     Draft202012Validator.check_schema(json.loads(DOCUMENTS[name]))
 
 
-@pytest.mark.parametrize("event", EXAMPLES.values(), ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: f"{type(event).__name__} {event.subject}")
 def test_every_example_event_is_valid_in_the_union_and_in_its_own_schema(event: CloudEvent) -> None:
     body = json.loads(event.to_json())
     Draft202012Validator(event_schema()).validate(body)
@@ -63,8 +63,9 @@ def test_every_example_event_is_valid_in_the_union_and_in_its_own_schema(event: 
     assert parse_event(event.to_json()) == event
 
 
-def test_an_example_request_and_manifests_of_both_kinds_are_valid() -> None:
-    Draft202012Validator(request_json_schema()).validate(examples.REQUEST)
+def test_example_requests_and_manifests_of_both_kinds_are_valid() -> None:
+    for request in (examples.REQUEST, examples.REPAINT):
+        Draft202012Validator(request_json_schema()).validate(request)
     manifests = Draft202012Validator(manifest_schema())
     manifests.validate(examples.completed().data.model_dump(mode="json"))
     manifests.validate(examples.unfinished("failed").data.model_dump(mode="json"))
@@ -73,6 +74,21 @@ def test_an_example_request_and_manifests_of_both_kinds_are_valid() -> None:
 def test_a_body_that_breaks_a_rule_is_not_valid() -> None:
     assert list(Draft202012Validator(request_json_schema()).iter_errors({"batch_size": 0}))
     assert list(Draft202012Validator(event_schema()).iter_errors({"type": "acestep.job.completed.v1"}))
+
+
+def test_an_example_shows_a_song_from_a_song_with_its_files_lyrics_scores_and_what_was_taken_over() -> None:
+    names = [each["name"] for each in DOCUMENT["components"]["messages"]["completed"]["examples"]]
+    assert names == ["completed", "repaint"]
+    data = examples.repainted().data
+    assert data.parents
+    assert data.edits
+    assert [each.index for each in data.candidates] == [None, 0]
+    (audio,) = data.audios
+    assert audio.files is not None
+    assert all((audio.files.lrc, audio.files.vtt, audio.files.latents, audio.lyrics, audio.lyric_score, audio.loudness))
+    # What the request did not give was taken over from its source, and nothing else.
+    given = {edit.field: edit.value for edit in data.edits}
+    assert data.request == GenerationRequest.model_validate({**examples.REPAINT, **given})
 
 
 @pytest.mark.parametrize("message", DOCUMENT["components"]["messages"].values(), ids=lambda message: message["name"])
@@ -106,7 +122,7 @@ def test_workers_are_called_by_tier_as_the_document_says() -> None:
     assert CHANNELS["tierCalls"]["bindings"]["amqp"]["exchange"]["name"] == CONTROL
 
 
-@pytest.mark.parametrize("event", EXAMPLES.values(), ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: f"{type(event).__name__} {event.subject}")
 def test_events_go_where_the_document_says(event: Any) -> None:
     channel = CHANNELS["workerEvents" if event.routing_key.startswith("worker.") else "jobEvents"]
     values = event.routing_key.split(".", 2)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.job import Rendering, SideFile
-from acestep_consumer.domain.objects import ObjectAddress
-from acestep_consumer.storage.results import ResultStore, object_key
+from acestep_consumer.domain.objects import ObjectAddress, object_key
+from acestep_consumer.storage.results import ResultStore
 from tests.support.fake_store import FakeObjects
 from tests.support.jobs import make_job, make_rendering, make_track
 

@@ -154,10 +154,12 @@ class EncoderPool:
             yield spare
 
     def _take_spare(self, taken: ExitStack) -> bool:
-        for semaphore in (self._spare, self._slots):
-            if not semaphore.acquire(blocking=False):
-                return False
-            taken.callback(semaphore.release)
+        with ExitStack() as both:
+            for semaphore in (self._spare, self._slots):
+                if not semaphore.acquire(blocking=False):
+                    return False
+                both.callback(semaphore.release)
+            taken.push(both.pop_all())
         return True
 
     def _write(self, stopped: Stopped, samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:

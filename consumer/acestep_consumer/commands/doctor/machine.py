@@ -35,6 +35,7 @@ INSTALL_INT8: Final = "pip install 'acestep-consumer[int8]', or unset ACESTEP_QU
 PACKAGES: Final = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "numpy")
 # The largest batch of the longest songs in the largest format is 1.8 GB.
 ENOUGH_BYTES, LEAST_BYTES = 2 << 30, 256 << 20
+_MANY_JOBS: Final = 4
 _TRY_BYTES: Final = 1 << 20
 _SLOW: Final = "the machine is busy; try again"
 
@@ -76,6 +77,8 @@ class Machine:
             return
         yield judge_gpu(found, self._settings.engine, torch=_version("torch"))
         yield judge_tier(found, table, self._settings)
+        if (advice := judge_concurrency(found, table, self._settings)) is not None:
+            yield advice
 
     async def gpu(self) -> DetectedGpu:
         """Return the GPU that a worker would use, with the memory of MAX_CUDA_VRAM if set. Raises ``DeviceMissing``."""
@@ -151,6 +154,15 @@ def judge_tier(found: DetectedGpu, table: TierTable, settings: Settings) -> Find
     if found.vram_gb and not plan.fits:
         return warn("tier", f"{said}; {plan.workers.because}{other}", "acestep-consumer plan shows which models fit")
     return ok("tier", f"{said}{other}")
+
+
+def judge_concurrency(found: DetectedGpu, table: TierTable, settings: Settings) -> Finding | None:
+    """Warn where the default, one job at a time, leaves most of a GPU idle."""
+    plan = PlanSurvey(settings, table, found, PlanQuestion()).plan()
+    if settings.broker.queue_workers != 1 or not plan.fits or plan.workers.recommended < _MANY_JOBS:
+        return None
+    said = f"one job at a time; this GPU works on about {plan.workers.recommended} at once"
+    return warn("concurrency", said, "set ACESTEP_QUEUE_WORKERS=auto, or a number: acestep-consumer plan")
 
 
 def judge_compiler(fault: str | None) -> Finding:

@@ -15,9 +15,9 @@ from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.planner import registry as lms
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
-from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
-from acestep_consumer.engine.renderer.original_layout import open_original
-from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
+from acestep_consumer.engine.renderer.checkpoints.component_files import faults_of_lm, faults_of_pipeline
+from acestep_consumer.engine.renderer.checkpoints.original_layout import open_original
+from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError, resolve
 from acestep_consumer.policy.lm_choice import LmPlan, plan_lm
 from acestep_consumer.policy.tiers import TierTableError, load_table
 

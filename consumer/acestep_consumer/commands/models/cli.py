@@ -18,7 +18,9 @@ app = typer.Typer(
 
 Checkpoints = Annotated[
     Path | None,
-    typer.Option("--checkpoints", metavar="FOLDER", help="ACESTEP_CHECKPOINT_DIR; unset: ./checkpoints."),
+    typer.Option(
+        "--checkpoints", metavar="FOLDER", help="Folder of the models: ACESTEP_CHECKPOINT_DIR; unset: ./checkpoints."
+    ),
 ]
 
 
@@ -42,7 +44,7 @@ def models_list(
 def models_pull(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME…", help="Models, as `models list` names them; none: ACESTEP_CONFIG_PATH."),
+        typer.Argument(metavar="NAME…", help="Models, as `models list` names them; none: that of ACESTEP_CONFIG_PATH."),
     ] = None,
     checkpoints: Checkpoints = None,
     lm: Annotated[

@@ -22,9 +22,9 @@ from acestep_consumer.commands.terminal import UNKNOWN, plural, size
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.published_models import DEFAULT_LM, PUBLISHED, ModelKind, PublishedModel, needed_for
-from acestep_consumer.engine.renderer.component_files import faults_of_checkpoint, faults_of_lm
-from acestep_consumer.engine.renderer.registry import HUB as DIFFUSERS_HUB
-from acestep_consumer.engine.renderer.registry import INDEX
+from acestep_consumer.engine.renderer.checkpoints.component_files import faults_of_checkpoint, faults_of_lm
+from acestep_consumer.engine.renderer.checkpoints.registry import HUB as DIFFUSERS_HUB
+from acestep_consumer.engine.renderer.checkpoints.registry import INDEX
 
 if TYPE_CHECKING:
     from acestep_consumer.engine.hub_download import HubFile

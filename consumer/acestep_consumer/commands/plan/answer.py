@@ -47,12 +47,13 @@ class ModelPart(_PlanPart):
 
 
 class LmPart(_PlanPart):
-    """The language model. ``memory_gb`` is in 10⁹ bytes, as in the settings."""
+    """The language model. ``memory_gb``: in 10⁹ bytes; ``songs_at_once``: what memory and batch have room for."""
 
     model: str
     backend: str
     backend_is_set: bool
     memory_gb: float
+    memory_gib: float
     weights_gib: float
     songs_at_once: int
 
@@ -62,13 +63,14 @@ class FitPart(_PlanPart):
 
     dit: str
     lm: str | None
+    backend: str | None
     fits: bool
     left_gib: float
     songs_a_minute: float | None
 
 
 class MemoryPart(_PlanPart):
-    """Split of the GPU's memory, GiB."""
+    """Split of the GPU's memory, GiB. ``renderer_graphs_gib``: of the renderer's weights, the inputs of CUDA graphs."""
 
     card_gib: float
     reserve_gib: float
@@ -76,6 +78,7 @@ class MemoryPart(_PlanPart):
     lm_song_gib: float
     renderer_gib: float
     renderer_weights_gib: float
+    renderer_graphs_gib: float
     renderer_working_gib: float
     renderer_song_gib: float
 

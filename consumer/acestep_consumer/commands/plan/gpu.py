@@ -15,7 +15,13 @@ from acestep_consumer.commands.doctor.torch_build import no_gpu_reason
 
 Source = Literal["nvidia-smi", "torch", "--card", "--vram", "MAX_CUDA_VRAM", "none"]
 
-_SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+UNNAMED: Final = "unnamed GPU"
+"""The name of a GPU of which only the memory is given."""
+
+_SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total,memory.reserved", "--format=csv,noheader,nounits")
+_OLD_SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+"""Of drivers before 510, which do not tell what they reserve."""
+
 _SMI_TIMEOUT_S: Final = 20
 _TORCH_TIMEOUT_S: Final = 120
 _MIB_PER_GIB: Final = 1024
@@ -71,16 +77,26 @@ def _ask_smi(asked: str, environ: Mapping[str, str]) -> DetectedGpu | str:
         return "nvidia-smi cannot identify the device"
     try:
         done = _run((*_SMI, f"--id={entry}"), environ, _SMI_TIMEOUT_S)
+        if "memory.reserved" in done.stdout + done.stderr:
+            done = _run((*_OLD_SMI, f"--id={entry}"), environ, _SMI_TIMEOUT_S)
     except FileNotFoundError:
         return "there is no nvidia-smi"
     except (OSError, subprocess.TimeoutExpired):
         return "nvidia-smi does not answer"
     rows = [row for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if row]
     try:
-        name, mib = rows[0]
-        return DetectedGpu(name, float(mib) / _MIB_PER_GIB, "nvidia-smi")
+        name, mib, *reserved = rows[0]
+        return DetectedGpu(name, (float(mib) - _reserved(reserved)) / _MIB_PER_GIB, "nvidia-smi")
     except (IndexError, ValueError):
         return f"nvidia-smi lists no GPU ({_last_line(done)})"
+
+
+def _reserved(told: Sequence[str]) -> float:
+    """Return the MiB that driver and firmware keep, which torch, and so a worker, does not count; 0: not told."""
+    try:
+        return float(told[0])
+    except (IndexError, ValueError):
+        return 0.0
 
 
 def _entry(asked: str, environ: Mapping[str, str]) -> str | None:

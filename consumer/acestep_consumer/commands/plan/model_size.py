@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from acestep_consumer.engine.renderer.original_layout import COMFYUI_DIT
-from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
-from acestep_consumer.engine.renderer.tensor_files import FileDamaged, TensorInfo, read_header
+from acestep_consumer.engine.renderer.checkpoints.original_layout import COMFYUI_DIT
+from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError, resolve
+from acestep_consumer.engine.renderer.checkpoints.tensor_files import FileDamaged, TensorInfo, read_header
 from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, DitSize, is_same_size
 
 _INPUTS: Final = ("proj_in.1.weight", "proj_in_conv.weight")

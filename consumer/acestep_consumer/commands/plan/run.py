@@ -54,7 +54,7 @@ def find_gpu(engine: EngineSettings, question: PlanQuestion) -> DetectedGpu:
         found = gpus.find(engine.device, os.environ)
         return found if engine.max_vram_gb is None else replace(found, vram_gb=engine.max_vram_gb)
     model = None if question.card is None else benchmarks.find_gpu(question.card)
-    name = model.name if model else question.card or "unnamed GPU"
+    name = model.name if model else question.card or gpus.UNNAMED
     if question.vram_gb is not None:
         return DetectedGpu(name, question.vram_gb, "--vram")
     if engine.max_vram_gb is not None:

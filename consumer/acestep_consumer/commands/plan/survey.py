@@ -24,9 +24,11 @@ from acestep_consumer.commands.plan.answer import (
 )
 from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.commands.plan.model_size import size_of_dit
+from acestep_consumer.commands.terminal import plural
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.policy import benchmarks
+from acestep_consumer.policy.admit import TURBO_STEPS
 from acestep_consumer.policy.benchmarks import (
     BUS_BYTES_S,
     DIT_2B,
@@ -36,19 +38,13 @@ from acestep_consumer.policy.benchmarks import (
     LM_SIZES,
     MEASURED_ON,
     REFERENCE,
+    UNCOMPILED,
+    WHOLE_WORKERS,
     DitSize,
 )
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
-from acestep_consumer.policy.sizing import (
-    Capacity,
-    GpuSpec,
-    LmSpec,
-    ModelSet,
-    Workload,
-    capacity,
-    left_over,
-    lm_on_gpu,
-)
+from acestep_consumer.policy.memory_budget import StepGraphLimits
+from acestep_consumer.policy.sizing import Capacity, GpuSpec, LmSpec, ModelSet, Workload, capacity, left_over
 from acestep_consumer.policy.tiers import LMS, MIN_DURATION_S, NEWER, OFFLOAD_BELOW_GB, Tier, TierTable, others
 
 _OFFLOADABLE = ("cuda", "xpu")
@@ -102,6 +98,7 @@ class PlanSurvey:
             offload_models=offload,
             offload_dit=offload and self._engine.offload_dit is not False,
             pack_tokens=self._engine.pack_tokens,
+            graphs=None if offload or not self._compiles() else StepGraphLimits.on_a_device_with(found.vram_gb),
         )
         self._cores = self._cores_there()
         self._capacity = capacity(self._gpu, self._load, self._workload, self._cores or math.inf)
@@ -119,7 +116,7 @@ class PlanSurvey:
             possible=tuple(self._possible(int8=self._int8)),
             possible_int8=tuple(self._possible(int8=True)) if self._shows_int8() else (),
             fits=self._capacity.fits,
-            memory=_memory_part(self._capacity),
+            memory=_memory_part(self._capacity, self._load),
             workload=self._workload_part(),
             workers=self._workers_part(),
             songs=self._songs_part(),
@@ -132,7 +129,10 @@ class PlanSurvey:
         return replace(wish, on_disk=None) if elsewhere else wish
 
     def _on_gpu(self, plan: LmPlan, workload: Workload) -> LmSpec:
-        return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload, plan.size)
+        return plan.on_gpu(workload, self._found.vram_gb, len(self._names))
+
+    def _compiles(self) -> bool:
+        return self._found.kind == "cuda" and self._engine.compile is not False
 
     def _lm_is_apart(self) -> bool:
         """Whether the LM is on another device than the renderer."""
@@ -156,12 +156,13 @@ class PlanSurvey:
             if thinks
             else (self._tier.max_seconds, self._tier.max_batch)
         )
+        turbo = self._dits[self._names[0]].turbo
         return Workload(
             duration_s=min(max(asked.duration_s, MIN_DURATION_S), longest),
             batch=min(asked.batch, most),
             thinking=thinks and not self._lm_is_apart(),
-            steps=asked.steps,
-            guided=not self._dits[self._names[0]].turbo if asked.guided is None else asked.guided,
+            steps=min(asked.steps, TURBO_STEPS) if turbo else asked.steps,
+            guided=not turbo and asked.guided is not False,
             audio_format=asked.audio_format,
         )
 
@@ -199,6 +200,7 @@ class PlanSurvey:
             backend=lm.backend,
             backend_is_set=self._lm_plan.backend is not None,
             memory_gb=round(self._lm_plan.memory_gb, 1),
+            memory_gib=_gib(lm.memory),
             weights_gib=_gib(lm.size.weights),
             songs_at_once=lm.room(self._workload),
         )
@@ -221,6 +223,7 @@ class PlanSurvey:
                 yield FitPart(
                     dit=size.name,
                     lm=name,
+                    backend=lm.backend if lm else None,
                     fits=left >= 0,
                     left_gib=_gib(left),
                     songs_a_minute=None if rate is None else round(rate, 1),
@@ -232,14 +235,7 @@ class PlanSurvey:
         return self._on_gpu(wanted, Workload()) if wanted else None
 
     def _with(self, size: DitSize, lm: LmSpec | None) -> ModelSet:
-        load = self._load
-        return ModelSet(
-            models=(size,),
-            lm=lm,
-            offload_models=load.offload_models,
-            offload_dit=load.offload_dit,
-            pack_tokens=load.pack_tokens,
-        )
+        return replace(self._load, models=(size,), lm=lm)
 
     def _workload_part(self) -> WorkloadPart:
         work = self._workload
@@ -289,9 +285,9 @@ class PlanSurvey:
             return f"limited by encoding {work.audio_format} on {self._cores} CPU cores (flac needs fewer); {takes}"
         if found.bound_by != "memory":
             return f"limited by the {found.bound_by}: {takes}; more concurrent jobs would mostly wait"
-        room = f"the renderer has room for {found.render_room} songs of {work.duration_s:g} s"
+        room = f"the renderer has room for {plural(found.render_room, 'song')} of {work.duration_s:g} s"
         if work.thinking:
-            room = f"the LM has room for {found.lm_room} songs of {work.duration_s:g} s, {room}"
+            room = f"the LM has room for {plural(found.lm_room, 'song')} of {work.duration_s:g} s, {room}"
         return f"limited by memory: {room}; {takes}"
 
     def _missing(self) -> str:
@@ -317,13 +313,13 @@ class PlanSurvey:
         return len(self._dits) == 1 and (part.dit, part.lm) == (self._load.models[0].name, lm)
 
     def _rests_on(self) -> str:
-        origin = f"measured on one {MEASURED_ON}, full shapes with random weights"
+        origin = f"calculated from times measured on one {MEASURED_ON}, full shapes with random weights"
         if not self._found.vram_gb:
             return "none (no CPU measurements)"
         if self._speed is None:
             return f"{origin}; unknown GPU: the figures are an H200's, expect less"
         if self._speed == REFERENCE:
-            return origin
+            return f"{origin}; whole workers there made {WHOLE_WORKERS}"
         mine, reference = self._speed, REFERENCE
         without = "" if mine.hopper else ", without fused decoder and without MPS's gain, both measured there alone"
         return (
@@ -336,6 +332,8 @@ class PlanSurvey:
             yield f"no GPU detected: {self._found.why}. Use --card or --vram to plan for one"
         if self._speed is None and self._found.vram_gb:
             yield f"--card knows the speed of: {', '.join(benchmarks.gpu_names())}"
+        if self._found.vram_gb and not self._compiles():
+            yield f"the models run uncompiled here: {UNCOMPILED}"
         if self._int8:
             yield "int8 was not measured: memory is calculated, and speed is that of bfloat16"
         elif self._table is NEWER and 0 < self._found.vram_gb < _INT8_BELOW_GB:
@@ -357,6 +355,10 @@ class PlanSurvey:
         for name, wanted, applied in clamps:
             if wanted != applied:
                 yield f"{name} {wanted:g} exceeds {self._tier.name}'s limits: calculated with {applied:g}"
+        if asked.steps > work.steps:
+            yield f"turbo models take at most {TURBO_STEPS} steps: calculated with {work.steps}"
+        if asked.guided and not work.guided:
+            yield "turbo models are not guided: calculated without guidance"
 
     def _notes_on_models(self) -> Iterator[str]:
         for name, dit in self._dits.items():
@@ -389,7 +391,10 @@ class PlanSurvey:
             yield f"encoding {audio_format} uses {math.ceil(found.encoding_cores)} CPU cores; {known}"
         most = self._settings.broker.queue_workers_max
         if found.workers > most:
-            yield f"ACESTEP_QUEUE_WORKERS=auto is limited by ACESTEP_QUEUE_WORKERS_MAX = {most}"
+            yield (
+                f"ACESTEP_QUEUE_WORKERS=auto stops at ACESTEP_QUEUE_WORKERS_MAX = {most}: set it to "
+                f"{found.workers} or more"
+            )
 
 
 def _tier_part(tier: Tier, table: TierTable) -> TierLimitsPart:
@@ -403,7 +408,7 @@ def _tier_part(tier: Tier, table: TierTable) -> TierLimitsPart:
     )
 
 
-def _memory_part(found: Capacity) -> MemoryPart | None:
+def _memory_part(found: Capacity, load: ModelSet) -> MemoryPart | None:
     split = found.split
     if split is None:
         return None
@@ -414,6 +419,7 @@ def _memory_part(found: Capacity) -> MemoryPart | None:
         lm_song_gib=_gib(split.lm_song),
         renderer_gib=_gib(split.renderer),
         renderer_weights_gib=_gib(split.weights),
+        renderer_graphs_gib=_gib(load.graph_bytes),
         renderer_working_gib=_gib(split.working),
         renderer_song_gib=_gib(split.song),
     )

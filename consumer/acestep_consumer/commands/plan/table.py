@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from acestep_consumer.commands.plan.answer import FitPart, MemoryPart, PlanReport
+from acestep_consumer.commands.plan.answer import FitPart, GpuPart, MemoryPart, PlanReport
+from acestep_consumer.commands.plan.gpu import UNNAMED
 from acestep_consumer.commands.terminal import bullet_list, plural, two_digits
 
 Row = tuple[str, str]
 
-_FITS = "Models that fit, and songs per minute of the workload below"
+_FITS = "GiB left beside one song of 300 s, and songs a minute of the workload below"
 _FITS_INT8 = "The same with weights in int8 (ACESTEP_QUANTIZATION=int8)"
 
 
@@ -21,8 +22,7 @@ def show(plan: PlanReport, console: Console) -> None:
     """Print the report: the GPU, which models fit, the recommendation, notes."""
     if plan.card.vram_gb and plan.card.compute is None:
         # Before any figure: it would be taken for this GPU's.
-        text = f"Unknown GPU: {plan.card.name}. All speeds below are those of an H200; expect less."
-        console.print(text, style="bold yellow", markup=False)
+        console.print(_whose_speed(plan.card), style="bold yellow", markup=False)
     console.print(_rows("GPU", _gpu(plan)))
     if plan.possible:
         console.print(_possible(_FITS, plan.possible))
@@ -31,6 +31,12 @@ def show(plan: PlanReport, console: Console) -> None:
     console.print(_rows("This workload", _workload(plan)))
     if plan.notes:
         console.print(bullet_list(plan.notes))
+
+
+def _whose_speed(card: GpuPart) -> str:
+    if card.found_by == "--vram" and card.name == UNNAMED:
+        return f"No --card: all speeds below are those of an H200; a GPU of {card.vram_gb:g} GB is likely to be slower."
+    return f"Unknown GPU: {card.name}. All speeds below are those of an H200; expect less."
 
 
 def _rows(title: str, rows: Iterator[Row]) -> Table:
@@ -52,7 +58,7 @@ def _gpu(plan: PlanReport) -> Iterator[Row]:
     for other in plan.other_tiers:
         seconds = f"{other.max_duration_s_with_lm} s with the LM, {other.max_duration_s} s without"
         songs = f"batches of {other.max_batch_with_lm} and {other.max_batch}"
-        yield "not in force", f"{other.name} of {other.table_version}: {seconds}; {songs}"
+        yield "other tier table", f"not in force: {other.name} of {other.table_version}: {seconds}; {songs}"
     yield "models", ", ".join(f"{model.name} ({model.size})" for model in plan.models)
     yield "language model", _lm(plan)
     yield "weights", plan.quantization or "as published (bfloat16)"
@@ -66,7 +72,7 @@ def _lm(plan: PlanReport) -> str:
         return "none"
     lm = plan.lm
     backend = lm.backend if lm.backend_is_set or lm.backend == "pt" else f"{lm.backend} (if installed)"
-    return f"{lm.model} on {backend}, {lm.memory_gb:g} GB, {plural(lm.songs_at_once, 'song')} concurrently"
+    return f"{lm.model} on {backend}, {lm.memory_gib:g} GiB, {plural(lm.songs_at_once, 'song')} concurrently"
 
 
 def _offload(plan: PlanReport) -> str:
@@ -77,9 +83,10 @@ def _offload(plan: PlanReport) -> str:
 
 def _memory(memory: MemoryPart) -> Iterator[Row]:
     shares = f"{memory.lm_gib:g} LM + {memory.renderer_gib:g} renderer + {memory.reserve_gib:g} reserve"
-    yield "memory, GiB", f"{memory.card_gib:g} = {shares}"
+    yield "memory, GiB", f"{memory.card_gib:g} = {shares}; calculated, a worker measures at its start"
     work = f"{memory.renderer_working_gib:g} for a step or decode, {memory.renderer_song_gib:g} per song"
-    yield "renderer, GiB", f"{memory.renderer_weights_gib:g} weights, {work}"
+    graphs = f" and CUDA graphs ({memory.renderer_graphs_gib:g})" if memory.renderer_graphs_gib else ""
+    yield "renderer, GiB", f"{memory.renderer_weights_gib:g} weights{graphs}, {work}"
 
 
 def _possible(title: str, possible: tuple[FitPart, ...]) -> Table:
@@ -94,16 +101,18 @@ def _possible(title: str, possible: tuple[FitPart, ...]) -> Table:
     table.add_column("language model", style="cyan")
     for size in sizes:
         table.add_column(f"DiT {size}")
-    for lm in dict.fromkeys(part.lm for part in possible):
-        table.add_row(lm or "none", *(_fit(part) for part in possible if part.lm == lm))
+    for lm, backend in dict.fromkeys((part.lm, part.backend) for part in possible):
+        # Transformers is many times slower, and is there because vLLM has no room.
+        name = f"{lm}, on pt" if backend == "pt" else lm or "none"
+        table.add_row(name, *(_fit(part) for part in possible if part.lm == lm))
     return table
 
 
 def _fit(part: FitPart) -> str:
     if not part.fits:
-        return f"[red]no, {-part.left_gib:.1f} GiB short[/red]"
+        return f"[red]no, {-part.left_gib:.1f} short[/red]"
     rate = "" if part.songs_a_minute is None else f", {two_digits(part.songs_a_minute)} a minute"
-    return f"{part.left_gib:.1f} GiB left{rate}"
+    return f"{part.left_gib:.1f} left{rate}"
 
 
 def _workload(plan: PlanReport) -> Iterator[Row]:
@@ -114,10 +123,21 @@ def _workload(plan: PlanReport) -> Iterator[Row]:
     yield "each request", f"{songs_asked}, {thinking}, {work.model}, {work.steps} steps{guided}"
     now = "auto" if workers.set_now is None else str(workers.set_now)
     if plan.fits:
-        yield "workers", f"ACESTEP_QUEUE_WORKERS={workers.recommended} (now {now}; `auto` finds the number at run time)"
+        number = f"ACESTEP_QUEUE_WORKERS={workers.recommended}"
+        yield "concurrent jobs", f"{number} (now {now}; `auto` finds the number at run time)"
         planning = f"{workers.in_lm} in the LM, " if work.thinking else ""
         rest = f"{workers.elsewhere} fetching, encoding or uploading"
-        yield "jobs", f"{planning}{workers.in_renderer} in the renderer, {rest}"
+        yield "where they are", f"{planning}{workers.in_renderer} in the renderer, {rest}"
     yield "why not more", workers.because
     yield "basis", songs.rests_on
-    yield "songs per minute", "unknown" if songs.a_minute is None else f"about {two_digits(songs.a_minute)} at best"
+    yield "songs per minute", _rate(plan)
+
+
+def _rate(plan: PlanReport) -> str:
+    """Return the songs a minute, and whose they are."""
+    rate = plan.songs.a_minute
+    if rate is None:
+        return "unknown"
+    same = plan.card.compute == plan.card.bandwidth == 1
+    whose = "calculated" if same else "scaled from an H200, not measured" if plan.card.compute else "on an H200"
+    return f"about {two_digits(rate)} at best ({whose})"

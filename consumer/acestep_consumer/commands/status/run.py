@@ -16,7 +16,7 @@ from typing import Final
 
 from rich.console import Console
 
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
+from acestep_consumer.broker.errors import CHECK_BROKER, BrokerError, BrokerRefused, describe
 from acestep_consumer.broker.inspection import BrokerInspection
 from acestep_consumer.broker.management import ManagementClient, RequestQueue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
@@ -62,7 +62,7 @@ async def status(settings: Settings, options: StatusOptions, note: Console) -> E
         reason = describe(error)
         if not isinstance(error, BrokerRefused):
             reason = f"no connection to the broker: {reason}"
-        print_error(f"{reason}; check ACESTEP_AMQP_URL, or run acestep-consumer doctor", note)
+        print_error(f"{reason}; {CHECK_BROKER}", note)
         return Exit.UNREACHABLE
     return Exit.DONE
 

@@ -100,6 +100,22 @@ def submit(
             rich_help_panel=MUSIC,
         ),
     ] = None,
+    loudness: Annotated[
+        float | None,
+        typer.Option(
+            metavar="LUFS",
+            help="Loudness to bring each song to, -70 to -5; streaming services play at -14.",
+            rich_help_panel=MUSIC,
+        ),
+    ] = None,
+    true_peak: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="With --loudness: the peak that it must not exceed, -20 to 0; unset: -1.",
+            rich_help_panel=MUSIC,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="DiT model; unset: the worker's primary.", rich_help_panel=GENERATION),
@@ -168,6 +184,14 @@ def submit(
     extend_right: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Add so much after the song.", rich_help_panel=FROM)
     ] = None,
+    replace_lines: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="Sing a line anew; may be repeated. Its song needs times: --timestamps.",
+            rich_help_panel=FROM,
+        ),
+    ] = None,
     variation: Annotated[
         float | None,
         typer.Option(metavar="N", help="Make the song again: 0 is the same, 1 another one.", rich_help_panel=FROM),
@@ -228,11 +252,12 @@ def submit(
     would reject is not sent (exit code 2), nor is one with a wrong value of a flag, or with `--strict` any wrong value.
     `acestep-consumer check` says what a worker of a given tier makes of it.
 
-    A song can come from an earlier one, by its task id; new lines for it are a field (`--set`):
+    A song can come from an earlier one, by its task id:
 
     - `submit --from first-take --extend-right 30` – 30 seconds more
     - `submit --from first-take --variation 0.3` – nearly the same song
-    - `submit --from first-take --set 'replace_lines={"old line": "new line"}'`
+    - `submit --from first-take --replace-lines "old line=new line"` – the rest stays as it is
+    - `submit --from first-take --replace-lines '{"section": "verse 2", "lyrics": "…"}'`
     - `submit --prompt "slow jazz" --quality draft`, then `submit --from DRAFT --quality final`
 
     Prints the task id, and on a terminal the position in the queue and when to expect the songs. That is an estimate
@@ -258,6 +283,8 @@ def submit(
         "keep": keep,
         "audio_format": audio_format,
         "timestamps": timestamps,
+        "loudness_lufs": loudness,
+        "true_peak_db": true_peak,
         "model": model,
         "thinking": thinking,
         "inference_steps": steps,
@@ -282,6 +309,7 @@ def submit(
                 form=form,
                 sets=tuple(sets or ()),
                 lyrics=lyrics_file,
+                replaced=tuple(replace_lines or ()),
                 loras=tuple(lora or ()),
                 lora_scales=tuple(lora_scale or ()),
             ),
@@ -306,6 +334,7 @@ class BodySources:
     form: bool
     sets: tuple[str, ...]
     lyrics: Path | None
+    replaced: tuple[str, ...]
     loras: tuple[str, ...]
     lora_scales: tuple[float, ...]
 
@@ -324,7 +353,7 @@ def _checked_body(sources: BodySources, flags: dict[str, object], *, strict: boo
             if file == sources.lyrics == request.STDIN:
                 raise UsageError("only one of request and lyrics can come from standard input")
             flags["lyrics"] = request.read_text(sources.lyrics)
-        flags |= request.lora_fields(sources.loras, sources.lora_scales)
+        flags |= request.line_fields(sources.replaced) | request.lora_fields(sources.loras, sources.lora_scales)
         read = request.read_form if sources.form else request.read_json
         body = request.merge({} if file is None else read(file), request.assignments(sources.sets))
         body = request.merge(body, flags)

@@ -38,6 +38,8 @@ FLAGS: Final = {
     "loras": "--lora",
     "thinking": "--thinking",
     "timestamps": "--timestamps",
+    "loudness_lufs": "--loudness",
+    "true_peak_db": "--true-peak",
     "inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "seed": "--seed",
@@ -48,6 +50,7 @@ FLAGS: Final = {
     "source_index": "--from-index",
     "extend_left_s": "--extend-left",
     "extend_right_s": "--extend-right",
+    "replace_lines": "--replace-lines",
     "variation": "--variation",
     "stems": "--stems",
     "quality": "--quality",
@@ -98,6 +101,28 @@ def _structure(value: str) -> object:
         return json.loads(value)
     except ValueError:
         return value  # such as lyrics, which begin with [verse]
+
+
+def line_fields(texts: Sequence[str]) -> dict[str, object]:
+    """Return the field of ``--replace-lines``: each text is ``old line=new line``, or a JSON object of the field.
+
+    Raises:
+        RequestRefused: a text is neither, or a line is given twice.
+    """
+    found: dict[str, object] = {}
+    for text in texts:
+        old, mark, new = text.partition("=")
+        structure = _structure(text)
+        lines = structure if isinstance(structure, dict) else {old.strip(): new.strip()} if mark else {}
+        if not lines or not all(lines):
+            raise RequestRefused(
+                f"--replace-lines {text}: must be 'old line=new line', or JSON such as "
+                '{"section": "verse 2", "lyrics": "…"}'
+            )
+        if twice := found.keys() & lines.keys():
+            raise RequestRefused(f"--replace-lines replaces {min(twice)!r} twice")
+        found |= lines
+    return {"replace_lines": found} if found else {}
 
 
 def lora_fields(paths: Sequence[str], scales: Sequence[float]) -> dict[str, object]:

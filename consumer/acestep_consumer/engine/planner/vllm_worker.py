@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from vllm.v1.worker.gpu_worker import Worker
 
-from acestep_consumer.engine.planner.vllm_memory import cache_bytes
+from acestep_consumer.policy.lm_memory import cache_bytes
 
 _ANY_SIZE: Final = 1 << 30
 

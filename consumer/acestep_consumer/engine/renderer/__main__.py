@@ -33,7 +33,7 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
-from acestep_consumer.engine.renderer.checkpoint_check import uses_torchao
+from acestep_consumer.engine.renderer.checkpoints.checkpoint_check import uses_torchao
 
 if TYPE_CHECKING:
     from acestep_consumer.engine.renderer.service import RendererService
@@ -104,7 +104,7 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
             # Before the other packages, which take longer: the planner waits for this.
             pipe.send(DeviceFound(device=device.device, vram_gb=device.vram_gb))
             from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count  # noqa: PLC0415
-            from acestep_consumer.engine.renderer.registry import CheckpointError  # noqa: PLC0415
+            from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError  # noqa: PLC0415
             from acestep_consumer.engine.renderer.service import RendererService  # noqa: PLC0415
             from acestep_consumer.engine.renderer.startup import open_runtime  # noqa: PLC0415
             from acestep_consumer.policy.scoring import ScoreTableError, load_score_table  # noqa: PLC0415
@@ -136,7 +136,6 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
         max_input_s=configure.max_input_s,
         encoders=encoders,
         scores=scores,
-        keep_latents=configure.settings.keep_latents,
     )
     pipe.send(Ready(report=replace(runtime.report, encoders=encoders.size)))
     return service

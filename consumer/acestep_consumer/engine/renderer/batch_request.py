@@ -8,12 +8,12 @@ from functools import cache
 
 import torch
 
+from acestep_consumer.engine.renderer.denoising.sample import Sample
 from acestep_consumer.engine.renderer.latents import FinalLatents
 from acestep_consumer.engine.renderer.lora import Loras
-from acestep_consumer.engine.renderer.lyric_alignment import LyricTokens
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import LyricTokens
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.prepare import PreparedRequest
-from acestep_consumer.engine.renderer.sample import Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from acestep_consumer.engine.renderer.components import Components
-from acestep_consumer.engine.renderer.pack import on_device
+from acestep_consumer.engine.renderer.denoising.pack import on_device
 
 _CODES_AT_ONCE: Final = 2000  # a quarter of a GB while they are computed
 

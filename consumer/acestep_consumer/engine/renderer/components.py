@@ -13,14 +13,14 @@ import torch
 from diffusers import AceStepPipeline
 
 from acestep_consumer.domain.job import LoadedModel
-from acestep_consumer.engine.renderer.checkpoint import ModelHandle
+from acestep_consumer.engine.renderer.checkpoints.checkpoint import ModelHandle
+from acestep_consumer.engine.renderer.decoder.vae_decode import TileDecoder
+from acestep_consumer.engine.renderer.denoising.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.denoising.rng import SeededVae
 from acestep_consumer.engine.renderer.latents import LatentSpace
-from acestep_consumer.engine.renderer.lyric_alignment import existing_heads
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import existing_heads
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
-from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.quantization import move
-from acestep_consumer.engine.renderer.rng import SeededVae
-from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 
 
 class Components:

@@ -16,16 +16,16 @@ import torch
 
 from acestep_consumer.engine.renderer.code_latents import CodeLatents
 from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.denoising.flow_edit import FlowEdit, FlowEditRequest
+from acestep_consumer.engine.renderer.denoising.guidance import Guidance, VelocityFilter
+from acestep_consumer.engine.renderer.denoising.pack import on_device
+from acestep_consumer.engine.renderer.denoising.packed_dit import Condition, PackedDit
+from acestep_consumer.engine.renderer.denoising.rng import generators_for
+from acestep_consumer.engine.renderer.denoising.sample import Sample, TextSwitch
+from acestep_consumer.engine.renderer.denoising.schedule import flow_times, started_from_source
 from acestep_consumer.engine.renderer.errors import is_out_of_memory
-from acestep_consumer.engine.renderer.flow_edit import FlowEdit, FlowEditRequest
-from acestep_consumer.engine.renderer.guidance import Guidance, VelocityFilter
-from acestep_consumer.engine.renderer.pack import on_device
-from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer, TokenizedText
-from acestep_consumer.engine.renderer.rng import generators_for
-from acestep_consumer.engine.renderer.sample import Sample, TextSwitch
-from acestep_consumer.engine.renderer.schedule import flow_times, started_from_source
 from acestep_consumer.engine.renderer.source import SourceContext, SourceEncoder
 from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
 from acestep_consumer.engine.renderer.window import KeptLatents

@@ -18,8 +18,8 @@ from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures
 from acestep_consumer.engine.renderer.latents import FinalLatents, write_latents
-from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics, LyricTokens, align
-from acestep_consumer.engine.renderer.lyric_files import write_lyrics
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import AlignedLyrics, LyricTokens, align
+from acestep_consumer.engine.renderer.lyrics.lyric_files import write_lyrics
 from acestep_consumer.engine.renderer.output import faded, spliced
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.render_resources import RenderResources, Stopped

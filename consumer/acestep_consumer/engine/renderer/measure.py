@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from acestep_consumer.engine.renderer.medians import kernels_ready_after
+from acestep_consumer.engine.renderer.denoising.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.lyrics.medians import kernels_ready_after
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
-from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.policy.memory_budget import TILE_RUNGS, MemoryBudget, MemoryFootprint
 
 # More than was measured: allocators round up, and fragments are lost.

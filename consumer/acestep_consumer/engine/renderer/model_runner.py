@@ -8,23 +8,22 @@ from pathlib import Path
 import torch
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
-from acestep_consumer.engine.renderer.alignment_pass import alignment_matrices
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
-from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits
-from acestep_consumer.engine.renderer.denoiser import Denoiser
+from acestep_consumer.engine.renderer.decoder.vae_decode import window_lengths
+from acestep_consumer.engine.renderer.denoising.denoiser import Denoiser
+from acestep_consumer.engine.renderer.denoising.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.denoising.rng import generators_for
+from acestep_consumer.engine.renderer.denoising.sample import Sample
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora, Loras
+from acestep_consumer.engine.renderer.lyrics.alignment_pass import alignment_matrices
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.output import gain_of, invalid_if_zero, limited, normalised
-from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
 from acestep_consumer.engine.renderer.quantization import weight_bytes
-from acestep_consumer.engine.renderer.rng import generators_for
-from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
-from acestep_consumer.engine.renderer.vae_decode import window_lengths
-from acestep_consumer.policy.memory_budget import TILE_RUNGS
+from acestep_consumer.policy.memory_budget import TILE_RUNGS, StepGraphLimits
 from acestep_schemas.request import GenerationRequest
 
 

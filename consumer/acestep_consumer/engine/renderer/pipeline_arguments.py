@@ -17,11 +17,11 @@ from acestep_consumer.domain.edits import extension
 from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import TASKS, Variant
-from acestep_consumer.engine.renderer.dcw import Dcw
-from acestep_consumer.engine.renderer.flow_edit import FlowEditRequest
+from acestep_consumer.engine.renderer.denoising.dcw import Dcw
+from acestep_consumer.engine.renderer.denoising.flow_edit import FlowEditRequest
+from acestep_consumer.engine.renderer.denoising.sample import SamplerOptions
 from acestep_consumer.engine.renderer.latents import PlacedLatents, SourceLatents
 from acestep_consumer.engine.renderer.output import KeptSamples, OutputRules
-from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.window import KeepRules, Window, keep_rules
 from acestep_schemas.events import Adjustment, Edit
 from acestep_schemas.request import FieldProblem, GenerationRequest, TaskType

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
-from acestep_consumer.engine.renderer.alignment_pass import alignment_noise
 from acestep_consumer.engine.renderer.components import Components
-from acestep_consumer.engine.renderer.lyric_alignment import AlignmentRequest, LyricTokens, pieces_of
+from acestep_consumer.engine.renderer.denoising.rng import generators_for
+from acestep_consumer.engine.renderer.denoising.sample import mixed_noise
+from acestep_consumer.engine.renderer.lyrics.alignment_pass import alignment_noise
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import AlignmentRequest, LyricTokens, pieces_of
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
-from acestep_consumer.engine.renderer.rng import generators_for
-from acestep_consumer.engine.renderer.sample import mixed_noise
 from acestep_consumer.engine.renderer.source import LEAST_FRAMES
 from acestep_consumer.policy.tiers import DEFAULT_DURATION_S
 from acestep_schemas.request import TaskType

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from acestep_consumer.engine.renderer.lyric_alignment import CONFIG
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import CONFIG
 
 _CONFIGS = logging.getLogger("diffusers.configuration_utils")
 

@@ -30,17 +30,17 @@ from acestep_consumer.concurrency.priority import insert
 from acestep_consumer.domain.errors import Cancelled
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, BatchRequest, RequestCallbacks
-from acestep_consumer.engine.renderer.cuda_graphs import raise_recompile_limit
 from acestep_consumer.engine.renderer.degradation import Degradation, DeviceStage
+from acestep_consumer.engine.renderer.denoising.cuda_graphs import raise_recompile_limit
+from acestep_consumer.engine.renderer.denoising.pack import tokens_of
+from acestep_consumer.engine.renderer.denoising.sample import Sample
 from acestep_consumer.engine.renderer.device_clock import DeviceClock
 from acestep_consumer.engine.renderer.errors import is_fatal, is_out_of_memory
 from acestep_consumer.engine.renderer.latents import LatentSpace
 from acestep_consumer.engine.renderer.lora import Loras
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
-from acestep_consumer.engine.renderer.pack import tokens_of
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
-from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.waiting_queue import DeviceCapacity, WaitingQueue
 from acestep_consumer.policy.memory_budget import MemoryBudget
 

@@ -52,7 +52,6 @@ class RendererService:
 
     ``on_device_lost`` is called when only a new process can use the device again. ``encoders`` encode the songs; None:
     this process does. ``scores`` weigh the measures of candidates.
-    ``keep_latents``: write the songs' final latents beside them.
     """
 
     def __init__(  # noqa: PLR0913 - each is named
@@ -64,7 +63,6 @@ class RendererService:
         max_input_s: float,
         encoders: EncoderPool | None = None,
         scores: ScoreTable = BUILT_IN,
-        keep_latents: bool = False,
     ) -> None:
         self._runtime = runtime
         self._send = send
@@ -77,7 +75,7 @@ class RendererService:
             encoders,
             tags=runtime.settings.tags,
             scores=scores,
-            keep_latents=keep_latents,
+            keep_latents=runtime.settings.keep_latents,
         )
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         # By request id: set when the request is stopped.

@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 
 from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.denoising.pack import on_device
 from acestep_consumer.engine.renderer.latents import PlacedLatents
-from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.window import Window
 

@@ -11,17 +11,17 @@ from acestep_consumer.audio.encoding import lame
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.compiler import compiler_fault
 from acestep_consumer.engine.messages import RendererReport, StartPhase
-from acestep_consumer.engine.renderer.attention import fastest_kernel, name_of, sdpa_per_sequence
-from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
+from acestep_consumer.engine.renderer.checkpoints.checkpoint import ModelHandle, load_models
 from acestep_consumer.engine.renderer.components import Components
-from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits
+from acestep_consumer.engine.renderer.decoder.vae_decode import TileDecoder
+from acestep_consumer.engine.renderer.denoising.attention import fastest_kernel, name_of, sdpa_per_sequence
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload, inspect, offload_for
 from acestep_consumer.engine.renderer.measure import budget_for, measure
 from acestep_consumer.engine.renderer.model_runner import Acceleration, ModelRunner
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.scheduler import Scheduler
-from acestep_consumer.engine.renderer.vae_decode import TileDecoder
-from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
+from acestep_consumer.policy.benchmarks import RESERVE_GB
+from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint, StepGraphLimits
 
 # The fused kernels' tilings are for these cards' copy engine and tensor cores, and faster there by measurement.
 _HOPPER = (9, 0)
@@ -79,8 +79,7 @@ def open_runtime(
     footprint = scheduler.run_on_device(
         lambda: measure(list(runners.values()), device, lambda step: notify(step, "warm-up"))
     )
-    # With MAX_CUDA_VRAM the device is used as if it had that size.
-    share_gb = share_gb or settings.max_vram_gb
+    share_gb = share_gb or share_of(settings.max_vram_gb)
     scheduler.run_on_device(lambda: scheduler.set_budget(budget_for(footprint, device, share_gb, settings.pack_tokens)))
     found = RendererReport(
         device=report.device,
@@ -94,6 +93,11 @@ def open_runtime(
         warnings=tuple(_warnings(settings, report, offload, fault)),
     )
     return RendererRuntime(found, scheduler, footprint, settings)
+
+
+def share_of(max_vram_gb: float | None) -> float | None:
+    """Return the renderer's share of a device that is used as if it had so much memory, and that it has to itself."""
+    return None if max_vram_gb is None else max(max_vram_gb - RESERVE_GB, max_vram_gb / 2)
 
 
 def is_compiled(report: DeviceReport, settings: EngineSettings) -> bool:

@@ -13,8 +13,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from acestep_consumer.engine.renderer.components import Components
-from acestep_consumer.engine.renderer.cuda_graphs import GraphedShapes
-from acestep_consumer.engine.renderer.pack import on_device
+from acestep_consumer.engine.renderer.denoising.cuda_graphs import GraphedShapes
+from acestep_consumer.engine.renderer.denoising.pack import on_device
 from acestep_consumer.engine.renderer.prepare import TokenizedText
 
 Encode = Callable[..., torch.Tensor]

@@ -22,7 +22,7 @@ from diffusers.pipelines.ace_step.modeling_ace_step import (
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from acestep_consumer.engine.renderer.lyric_alignment import CONFIG
+from acestep_consumer.engine.renderer.lyrics.lyric_alignment import CONFIG
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
 DEFAULT_REGION: Final = "us-east-1"
 CHUNK_BYTES: Final = 1 << 20
@@ -459,7 +459,7 @@ class S3Client:
             if found is not None and found.get_frozen_credentials() != credentials.get_frozen_credentials():
                 credentials.access_key, credentials.secret_key = found.access_key, found.secret_key
                 credentials.token = found.token
-                _log.info("storage.keys_replaced", source=credentials.method)
+                log.info("storage keys read again", source=credentials.method)
         return credentials
 
     def _base(self, bucket: str) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PART_BYTES: Final = 64 << 20
 """Larger files are sent in parts of this size: a part that fails is sent again alone. S3 takes 10,000 of them."""
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 _META: Final = "x-amz-meta-"
 _FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
@@ -221,8 +221,8 @@ class S3Objects:
         """Look before each write from now on: the store has no conditional writes."""
         if self._conditional:
             self._conditional = False
-            _log.warning(
-                "storage.no_conditional_writes",
+            log.warning(
+                "storage has no conditional writes",
                 bucket=address.bucket,
                 risk="two workers that finish the same task in the same moment both write",
             )

@@ -120,6 +120,20 @@ def test_flac_has_the_threads_of_cores_that_no_other_song_needs(
         pool.close()
 
 
+def test_a_full_pool_leaves_later_songs_their_additional_threads(tmp_path: Path) -> None:
+    pool = EncoderPool(4, [sys.executable, "-c", WRITES_THREADS])
+    try:
+        with ExitStack() as held, pool.slot(never) as encode:
+            for _ in range(pool.size - 1):
+                held.enter_context(pool.slot(never))
+            with pool._spare_slots(FORMATS["flac"]) as spare:
+                assert spare == 0
+                held.close()
+                assert encode(SONG, tmp_path / "song", "flac", RATE).path.read_text() == "2"
+    finally:
+        pool.close()
+
+
 def test_no_more_than_a_quarter_of_the_cores_are_additional_threads(tmp_path: Path) -> None:
     pool = EncoderPool(8, [sys.executable, "-c", WRITES_THREADS])
     try:

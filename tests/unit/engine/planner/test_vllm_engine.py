@@ -5,6 +5,9 @@ import pytest
 from transformers import Qwen3Config
 
 from acestep_consumer.engine.planner.vllm_engine import EngineSize, with_prefix
+from acestep_consumer.policy.benchmarks import LM_SIZES
+from acestep_consumer.policy.sizing import LmSpec
+from acestep_consumer.policy.tiers import LMS
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,6 @@ def test_a_tensors_name_gets_the_prefix_of_a_model_with_a_head_once(name: str, f
 def test_an_engine_has_more_rows_where_more_than_64_long_songs_fit(memory_gb: float, rows: int) -> None:
     lm_1_7b = Qwen3Config(num_hidden_layers=28, num_key_value_heads=8, head_dim=128)
     assert EngineSize.on_gpu(memory_gb, lm_1_7b) == EngineSize(memory_gb=memory_gb, rows=rows)
+    # plan counts as many: two rows are a song.
+    lm = LmSpec(model=LMS[1], backend="vllm", memory=int(memory_gb * 1e9), size=LM_SIZES[LMS[1]])
+    assert lm.most_songs == rows // 2

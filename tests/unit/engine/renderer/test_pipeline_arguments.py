@@ -13,8 +13,9 @@ from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import Variant
-from acestep_consumer.engine.renderer.dcw import Dcw
-from acestep_consumer.engine.renderer.flow_edit import FlowEditRequest
+from acestep_consumer.engine.renderer.denoising.dcw import Dcw
+from acestep_consumer.engine.renderer.denoising.flow_edit import FlowEditRequest
+from acestep_consumer.engine.renderer.denoising.sample import SamplerOptions
 from acestep_consumer.engine.renderer.output import OutputRules
 from acestep_consumer.engine.renderer.pipeline_arguments import (
     DecodedInputs,
@@ -22,7 +23,6 @@ from acestep_consumer.engine.renderer.pipeline_arguments import (
     arguments_for,
     reads_source,
 )
-from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.window import KeepRules
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`acestep-consumer download`: fetches the songs of jobs that have ended, by id."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from acestep_consumer.client.download import download as fetch
+from acestep_consumer.client.errors import DownloadFailed, no_songs
+from acestep_consumer.client.results import Results
+from acestep_consumer.commands.base import print_error
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.settings import Settings
+from acestep_schemas.events import JobCompleted
+
+_RETRY_S: Final = 10.0
+
+
+async def download(settings: Settings, task_ids: Sequence[str], folder: Path, note: Console) -> Exit:
+    """Write the songs to the folder and print their paths; a job without songs does not keep the others back."""
+    results = Results(settings.storage, retry_s=_RETRY_S)
+    done = Exit.DONE
+    try:
+        for task_id in task_ids:
+            event = await results.find(task_id)
+            if isinstance(event, JobCompleted) and event.data.audios:
+                paths = await fetch(event.data, folder, results)
+                sys.stdout.write("".join(f"{path}\n" for path in paths))
+                sys.stdout.flush()
+                continue
+            done = Exit.JOB_FAILED
+            missing = "no result: it has not ended yet, its objects were deleted, or the id is wrong"
+            print_error(f"{task_id}: {missing}" if event is None else str(no_songs(event)), note)
+    except DownloadFailed as error:
+        print_error(f"download failed: {error}", note)
+        return Exit.UNREACHABLE
+    finally:
+        await results.close()
+    return done
