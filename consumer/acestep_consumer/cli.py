@@ -184,6 +184,9 @@ def download(
     folder: Annotated[
         Path, typer.Option("--folder", metavar="FOLDER", file_okay=False, help="Where to; made when missing.")
     ] = Path(),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON for each job: its id and its songs' paths.")
+    ] = False,
 ) -> None:
     """Download the songs of earlier jobs, however long ago they ended.
 
@@ -202,7 +205,7 @@ def download(
 
     for task_id in task_ids:
         check_task_id(task_id)
-    exit_after(command.download(load_settings(), tuple(dict.fromkeys(task_ids)), folder, note))
+    exit_after(command.download(load_settings(), tuple(dict.fromkeys(task_ids)), folder, note, as_json=as_json))
 
 
 @app.command(cls=Command, rich_help_panel=JOBS)

@@ -2,6 +2,7 @@
 """The SDK against a whole worker (without a model) and S3: ends that came before anybody asked, songs, cancellation."""
 
 import asyncio
+import json
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -150,6 +151,8 @@ async def test_songs_of_earlier_jobs_are_downloaded_by_a_command_that_resumes_an
     assert (folder / names[0]).read_bytes() == whole
     assert (folder / names[1]).stat().st_mtime_ns == untouched
     assert {path.name for path in folder.iterdir()} == set(names)
+    done = await command(event.subject, "--json")
+    assert json.loads(done.stdout) == {"task_id": event.subject, "songs": [str(folder / name) for name in names]}
     done = await command(event.subject, ACESTEP_S3_ENDPOINT="http://127.0.0.1:1")
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.startswith("error: download failed: ")

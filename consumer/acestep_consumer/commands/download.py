@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`acestep-consumer download`: fetches the songs of jobs that have ended, by id."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from acestep_schemas.events import JobCompleted
 _RETRY_S: Final = 10.0
 
 
-async def download(settings: Settings, task_ids: Sequence[str], folder: Path, note: Console) -> Exit:
+async def download(settings: Settings, task_ids: Sequence[str], folder: Path, note: Console, *, as_json: bool) -> Exit:
     """Write the songs to the folder and print their paths; a job without songs does not keep the others back."""
     results = Results(settings.storage, retry_s=_RETRY_S)
     done = Exit.DONE
@@ -27,8 +28,9 @@ async def download(settings: Settings, task_ids: Sequence[str], folder: Path, no
         for task_id in task_ids:
             event = await results.find(task_id)
             if isinstance(event, JobCompleted) and event.data.audios:
-                paths = await fetch(event.data, folder, results)
-                sys.stdout.write("".join(f"{path}\n" for path in paths))
+                paths = [str(path) for path in await fetch(event.data, folder, results)]
+                lines = [json.dumps({"task_id": task_id, "songs": paths})] if as_json else paths
+                sys.stdout.write("".join(f"{line}\n" for line in lines))
                 sys.stdout.flush()
                 continue
             done = Exit.JOB_FAILED

@@ -9,11 +9,15 @@ from acestep_consumer.config.settings import StorageSettings
 
 
 class ResultFolder:
-    """Where results are stored, ``s3://<bucket>/<prefix>/``."""
+    """Where results are stored, ``s3://<bucket>/<prefix>/``.
+
+    Other places in the bucket stay as they are: clients named them, such as a LoRA's, and may send them again.
+    """
 
     def __init__(self, settings: StorageSettings) -> None:
-        prefix = re.escape(settings.prefix.strip("/"))
-        self._address = re.compile(rf"s3://{re.escape(settings.bucket)}(?:(?:/{prefix})?(?=/)|(?![\w/-]))")
+        bucket = re.escape(settings.bucket)
+        folder = re.escape("/".join(part for part in (settings.bucket, settings.prefix.strip("/")) if part))
+        self._address = re.compile(rf"s3://(?:{folder}(?=/)|{bucket}(?![\w/-]|\.\w))")
 
     def hide(self, value: Any) -> Any:
         """Return JSON in which an address below the folder is a path, as ``/v1/audio`` takes that of a song."""

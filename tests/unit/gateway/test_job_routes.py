@@ -93,15 +93,22 @@ async def test_no_text_of_an_event_names_the_bucket_and_none_the_audio_that_othe
     ("text", "shown"),
     [
         ("s3://acestep/jobs/a/0.mp3", "/a/0.mp3"),
-        ("at s3://acestep/loops/a.wav: gone", "at /loops/a.wav: gone"),
-        ("s3://acestep/jobsite/a.wav", "/jobsite/a.wav"),
+        ("at s3://acestep/jobs/uploads/a/b.wav: gone", "at /uploads/a/b.wav: gone"),
+        ("s3://acestep/loras/jazz.safetensors", "s3://acestep/loras/jazz.safetensors"),
+        ("s3://acestep/jobsite/a.wav", "s3://acestep/jobsite/a.wav"),
         ("s3://acestep-of-others/jobs/a.wav", "s3://acestep-of-others/jobs/a.wav"),
+        ("s3://acestep.other/jobs/a.wav", "s3://acestep.other/jobs/a.wav"),
         ("s3://acestep: NoSuchBucket", "the bucket: NoSuchBucket"),
     ],
 )
-def test_only_the_bucket_of_results_is_hidden(text: str, shown: str) -> None:
+def test_only_the_folder_of_results_is_hidden(text: str, shown: str) -> None:
     folder = ResultFolder(settings_of().storage)
     assert folder.hide({"a": [text], "b": (1, None)}) == {"a": [shown], "b": [1, None]}
+
+
+def test_without_a_prefix_the_whole_bucket_is_the_folder() -> None:
+    folder = ResultFolder(settings_of(ACESTEP_S3_PREFIX="/").storage)
+    assert folder.hide("s3://acestep/a/0.mp3") == "/a/0.mp3"
 
 
 async def test_progress_is_streamed_until_the_end() -> None:
