@@ -47,6 +47,7 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
 
     Raises:
         DownloadFailed: a song cannot be fetched, or differs from its event in size or SHA-256.
+        OSError: the folder cannot be written, or the disk is full.
     """
     paths = [folder / _name(job, audio) for audio in job.audios]
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)

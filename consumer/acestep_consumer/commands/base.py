@@ -24,6 +24,8 @@ from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from acestep_consumer.client import ClientError
 
 PROGRAM: Final = "acestep-consumer"
@@ -101,6 +103,12 @@ def print_error(text: str, console: Console = note) -> None:
     """Print an error: ``error: …``, a line for each line of ``text``, never wrapped."""
     for line in text.splitlines():
         console.print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+
+
+def print_unwritable(folder: "Path", error: OSError, console: Console = note) -> Exit:
+    """Print that songs cannot be written to a folder, with the system's reason; return the exit code."""
+    print_error(f"songs cannot be written to {folder}: {error.strerror or error}", console)
+    return Exit.USAGE
 
 
 def print_warning(text: str, console: Console = note) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from acestep_consumer.client.download import download as fetch
 from acestep_consumer.client.errors import DownloadFailed, no_songs
 from acestep_consumer.client.results import Results
-from acestep_consumer.commands.base import print_error
+from acestep_consumer.commands.base import print_error, print_unwritable
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCompleted
@@ -39,6 +39,8 @@ async def download(settings: Settings, task_ids: Sequence[str], folder: Path, no
     except DownloadFailed as error:
         print_error(f"download failed: {error}", note)
         return Exit.UNREACHABLE
+    except OSError as error:
+        return print_unwritable(folder, error, note)
     finally:
         await results.close()
     return done

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from acestep_consumer.client import Client, ClientError, DownloadFailed, Job, Outlook
-from acestep_consumer.commands.base import print_client_error, print_error, print_warning
+from acestep_consumer.commands.base import print_client_error, print_error, print_unwritable, print_warning
 from acestep_consumer.commands.terminal import about, plural, silence_amqp_libraries
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
@@ -153,4 +153,6 @@ async def _download(job: Job, folder: Path, note: Console) -> Exit:
     except DownloadFailed as error:
         print_error(f"download failed: {error}", note)
         return Exit.UNREACHABLE
+    except OSError as error:
+        return print_unwritable(folder, error, note)
     return Exit.DONE
