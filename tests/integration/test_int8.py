@@ -215,9 +215,11 @@ def test_layers_whose_activations_are_in_int8_too_stay_torchaos() -> None:
 def test_factors_of_the_activations_are_in_a_weight_that_is_dequantized() -> None:
     """As a checkpoint by AWQ or SmoothQuant has them: a LoRA is added to weights that work without them."""
     layer = nn.Linear(64, 32, bias=False).requires_grad_(requires_grad=False)
-    in_int8(nn.ModuleDict({"layers": layer}))
+    model = nn.ModuleDict({"layers": layer})
+    torchao.quantization.quantize_(model, quantization._config())
     weight: Any = layer.weight
     weight.act_pre_scale = torch.rand(64) + 0.5
+    quantize(model, None)
     activations = torch.randn(9, 64)
     torch.testing.assert_close(activations @ dequantized(weight).T, layer(activations), rtol=0, atol=1e-5)
 
