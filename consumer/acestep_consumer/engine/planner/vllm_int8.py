@@ -14,8 +14,8 @@ from acestep_consumer.engine.renderer.quantization import is_scaled_int8, scaled
 def use_plain_tensors() -> None:
     """Let vLLM take apart the weights in int8 that torchao makes or has made, once they are loaded.
 
-    vLLM cannot save a compiled model whose inputs are torchao's tensors, and compiles it anew at each start. And what
-    is done with such tensors is in none of the keys of its cache.
+    vLLM cannot save a compiled model whose inputs are torchao's tensors, and traces it anew at each start. And what is
+    done with such tensors is in none of the keys of its cache.
     """
     torchao.TorchAOLinearMethod = _PlainTensors
 
