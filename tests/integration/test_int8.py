@@ -9,7 +9,7 @@ import asyncio
 import copy
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torchao.quantization
 import transformers
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 from torch import nn
+from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache, run_and_get_code
 from transformers import AutoModelForCausalLM
 
@@ -50,7 +51,6 @@ from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm
 from tests.support.loras import random_lora, write_lora
 from tests.support.waiting import WITHIN_S
 
-_TABLES: Any = (torchao.quantization.Int8Tensor._ATEN_OP_TABLE, torchao.quantization.Int8Tensor._TORCH_FN_TABLE)
 WIDTH, CHANNELS = tiny_checkpoint._WIDTH, tiny_checkpoint._LATENT_CHANNELS
 
 
@@ -66,18 +66,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dit(checkpoints: Path) -> Any:
     folder = checkpoints / tiny_checkpoint.TURBO / "transformer"
     return AceStepTransformer1DModel.from_pretrained(folder).eval().requires_grad_(requires_grad=False)
-
-
-@pytest.fixture
-def restored_products() -> Iterator[None]:
-    """What torchao multiplies with, before and after the test."""
-    tables = [table[torchao.quantization.Int8Tensor] for table in _TABLES]
-    before = [dict(table) for table in tables]
-    for table in tables:
-        table.update({op: getattr(linear, "replaces", linear) for op, linear in table.items()})
-    yield
-    for table, entries in zip(tables, before, strict=True):
-        table.update(entries)
 
 
 def in_int8(model: Any) -> Any:
@@ -161,7 +149,7 @@ def test_a_worker_in_int8_renders_a_song_and_holds_fewer_bytes(checkpoints: Path
 )  # torch's compiler uses what torch has deprecated
 @pytest.mark.parametrize("published", [None, torch.float32, torch.bfloat16])
 def test_a_compiled_layer_in_int8_is_a_matrix_product_with_scales_in_float32(
-    *, published: torch.dtype | None, restored_products: None
+    published: torch.dtype | None,
 ) -> None:
     """``published``: with scales of this precision; None: by the setting."""
     layer = nn.Linear(64, 32).to(torch.bfloat16).requires_grad_(requires_grad=False)
@@ -185,7 +173,33 @@ def test_a_compiled_layer_in_int8_is_a_matrix_product_with_scales_in_float32(
     assert torch.equal(layer(activations), exact)
 
 
-def test_layers_whose_activations_are_in_int8_too_stay_torchaos(restored_products: None) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # as above
+def test_a_compiled_layer_in_int8_comes_from_the_cache_unless_its_product_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As another version of the worker may change it: both have the same folder of kernels."""
+    layer = nn.Linear(64, 32).requires_grad_(requires_grad=False)
+    in_int8(nn.ModuleDict({"layers": layer}))
+    activations = torch.randn(1, 9, 64)
+
+    def started() -> tuple[torch.Tensor, int]:
+        torch._dynamo.reset()
+        counters.clear()
+        with torch.inference_mode():
+            product = torch.compile(layer, dynamic=True)(activations)
+        return product, counters["aot_autograd"]["autograd_cache_hit"]
+
+    product = quantization.scaled_product
+    with fresh_cache():
+        (first, hits), (second, more_hits) = started(), started()
+        monkeypatch.setattr(quantization, "scaled_product", lambda *given: 2 * product(*given))
+        third, _ = started()
+    assert (hits, more_hits) == (0, 1)
+    assert torch.equal(second, first)
+    assert torch.equal(third, 2 * first)
+
+
+def test_layers_whose_activations_are_in_int8_too_stay_torchaos() -> None:
     layers = [nn.Linear(64, 32, bias=False) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     models = [nn.ModuleDict({"layers": layer}) for layer in layers]
@@ -201,20 +215,20 @@ def test_layers_whose_activations_are_in_int8_too_stay_torchaos(restored_product
 def test_factors_of_the_activations_are_in_a_weight_that_is_dequantized() -> None:
     """As a checkpoint by AWQ or SmoothQuant has them: a LoRA is added to weights that work without them."""
     layer = nn.Linear(64, 32, bias=False).requires_grad_(requires_grad=False)
-    in_int8(nn.ModuleDict({"layers": layer}))
+    model = nn.ModuleDict({"layers": layer})
+    torchao.quantization.quantize_(model, quantization._config())
     weight: Any = layer.weight
     weight.act_pre_scale = torch.rand(64) + 0.5
+    quantize(model, None)
     activations = torch.randn(9, 64)
     torch.testing.assert_close(activations @ dequantized(weight).T, layer(activations), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("lacking", ["Int8Tensor", "_ATEN_OP_TABLE"])
 def test_another_version_of_torchao_is_told_as_that_where_weights_were_published_in_int8(
-    lacking: str, dit: Any, monkeypatch: pytest.MonkeyPatch
+    dit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_int8(dit)
-    owner = torchao.quantization if lacking == "Int8Tensor" else torchao.quantization.Int8Tensor
-    monkeypatch.delattr(owner, lacking)
+    torchao.quantization.quantize_(dit, quantization._config(), filter_fn=quantization._is_in_a_layer)
+    monkeypatch.delattr(torchao.quantization, "Int8Tensor")
     with pytest.raises(quantization.QuantizationUnavailable, match=r"torchao.*version that does not fit.*\[int8\]"):
         quantize(dit, None)
 

@@ -5,6 +5,7 @@ vLLM pins its own torch, so it lives in an environment of its own, in which ``ba
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -596,12 +597,17 @@ def test_beside_another_engine_the_cache_is_what_this_process_leaves_of_its_shar
         worker.determine_available_memory()
 
 
-def test_weights_in_int8_are_torchaos_and_songs_are_whole(folder: Path) -> None:
-    """In a process of its own: vLLM has one engine a process."""
+def test_a_second_start_in_int8_loads_what_the_first_has_compiled(folder: Path, tmp_path: Path) -> None:
+    """In processes of their own: vLLM has one engine a process. Without the compiler's optimizations, for speed."""
+    environment = {**os.environ, "VLLM_CACHE_ROOT": str(tmp_path), "TORCHINDUCTOR_DEBUG_COMPILE": "1"}
     command = [sys.executable, "-m", "tests.support.vllm_int8", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    quantized = {name for name, kind in found["kinds"].items() if kind == "Int8Tensor"}
+    starts: list[dict[str, Any]] = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        starts.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    assert [(start["saved"], start["loaded"]) for start in starts] == [(1, 0), (0, 1)]
+    quantized = {name for name, kind in starts[0]["kinds"].items() if kind == "Tensor torch.int8"}
     assert quantized == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
-    assert [len(codes) for codes in found["songs"].values()] == [12, 12]
+    assert [len(codes) for codes in starts[0]["songs"].values()] == [12, 12]
+    assert starts[0]["songs"] == starts[1]["songs"]

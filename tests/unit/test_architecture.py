@@ -60,6 +60,7 @@ ENGINE_PROCESS = {
     "engine.planner.vllm_backend",
     "engine.planner.vllm_engine",
     "engine.planner.vllm_guidance",
+    "engine.planner.vllm_int8",
     "engine.planner.vllm_worker",
 }
 TORCH = {"accelerate", "av", "diffusers", "lameenc", "numpy", "pywt", "safetensors"}

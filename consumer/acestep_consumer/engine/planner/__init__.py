@@ -4,6 +4,6 @@
 Reading order. A job: ``service`` (requests), ``planning`` (phases of one job), ``prompts``, ``description_hints``,
 ``grammar``, ``metadata``, ``tokens``. The model: ``engine_loop`` (steps a backend), ``backend`` (the interface),
 ``sequence``, ``guidance`` (logits to tokens), ``token_masks`` (grammars). On transformers: ``transformers_backend``,
-``row_cache``, ``row_table``. On vLLM: ``vllm_backend``, ``vllm_engine``, ``vllm_memory``, ``vllm_worker``,
-``vllm_guidance``, ``vllm_sequence``. Start: ``loading``, ``registry``.
+``row_cache``, ``row_table``. On vLLM: ``vllm_backend``, ``vllm_engine``, ``vllm_worker``, ``vllm_guidance``,
+``vllm_sequence``, ``vllm_int8``. Start: ``loading``, ``registry``.
 """

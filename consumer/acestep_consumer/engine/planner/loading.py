@@ -20,7 +20,6 @@ from acestep_consumer.engine.published_models import PUBLISHED, pull_command
 from acestep_consumer.engine.renderer.quantization import (
     QuantizationUnavailable,
     config_json,
-    use_matrix_products,
     weight_bytes,
 )
 from acestep_consumer.engine.renderer.quiet_imports import quietly
@@ -186,9 +185,7 @@ def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, devi
             else EngineSize(memory_gb=_CPU_CACHE_GB)
         )
         options: dict[str, Any] = {"dtype": _dtype_name(device), "beside": on_gpu and configure.beside}
-        if quantized_by_torchao(folder):
-            use_matrix_products()
-        elif configure.quantization is not None:
+        if configure.quantization is not None and not quantized_by_torchao(folder):
             options["torchao"] = config_json()
         return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=on_gpu, **options)
     except (VllmUnavailable, OSError, ValueError, RuntimeError, QuantizationUnavailable) as error:

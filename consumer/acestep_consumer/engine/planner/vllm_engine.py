@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.vllm_sequence import KvBudget, request_tags
+from acestep_consumer.engine.torchao_checkpoints import quantized_by_torchao
 from acestep_consumer.policy.lm_memory import CONTEXT, PROCESSOR_BYTES, ROWS, rows_for
 
 SUPPORTED = "vllm 0.20 to 0.33"
@@ -190,6 +192,10 @@ def start(  # noqa: PLR0913 - the last two have defaults that most callers use
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - as above
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415 - as above
 
+    if torchao is not None or quantized_by_torchao(Path(model)):
+        from acestep_consumer.engine.planner.vllm_int8 import use_plain_tensors  # noqa: PLC0415 - as above
+
+        use_plain_tensors()
     ModelRegistry.register_model(_LM, _lm_class(wanted))
     arguments = {
         "model": model,

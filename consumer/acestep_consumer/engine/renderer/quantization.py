@@ -35,56 +35,71 @@ def quantize(model: nn.Module, method: Quantization | None, device: torch.device
     """
     if method is None and not any(map(is_quantized, model.parameters())):
         return
-    use_matrix_products()
     if method is not None:
         with _torchao_wanted():
             from torchao.quantization import quantize_  # noqa: PLC0415 - optional, and takes seconds
         quantize_(model, _config(), filter_fn=_is_in_a_layer, device=device)
+    for module in model.modules():
+        if type(module) is nn.Linear and is_scaled_int8(module.weight):
+            module.__class__ = _Int8Linear
 
 
 def config_json() -> str:
     """Return torchao's configuration as JSON, as vLLM takes it. Raises ``QuantizationUnavailable``."""
     with _torchao_wanted():
         from torchao.core.config import config_to_dict  # noqa: PLC0415 - as above
-    use_matrix_products()
     return json.dumps(config_to_dict(_config()))
 
 
-def use_matrix_products() -> None:
-    """Let a layer with weights in int8 be a matrix product in the activations' precision, compiled or not.
+def is_scaled_int8(weight: torch.Tensor) -> bool:
+    """Whether a weight is one of torchao's in int8 that ``scaled_product`` takes: with one scale, or one an output.
 
-    torch's compiler recognizes torchao's own expression and replaces it by ``aten._weight_int8pack_mm``, whose CUDA
-    kernel has a thread for each output and no tensor cores: a step of the 2B DiT then takes seconds on an H200. Scales
-    in float32 are not what it looks for, and round once less. Layers whose activations are quantized, too, or that have
-    several scales an output, stay torchao's.
+    Those whose activations are quantized, too, or that have several scales an output, are left to torchao.
 
     Raises:
         QuantizationUnavailable: torchao is missing, or another version than this needs.
     """
+    if not is_quantized(weight):
+        return False
     with _torchao_wanted():
-        from torchao.quantization import Int8Tensor  # noqa: PLC0415 - optional, and takes seconds
+        from torchao.quantization import Int8Tensor  # noqa: PLC0415 - as above
 
-        theirs = Int8Tensor._ATEN_OP_TABLE[Int8Tensor][torch.ops.aten.linear.default]  # noqa: SLF001 - what ours replaces
-    if hasattr(theirs, "replaces"):
-        return
-
-    def linear(function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        weight = args[1]
-        if weight.act_quant_kwargs or weight.act_pre_scale is not None or weight.scale.numel() > weight.shape[0]:
-            return theirs(function, types, args, kwargs)
-        return _scaled_product(*args, **kwargs)
-
-    linear.replaces = theirs  # type: ignore[attr-defined]  # functools.wraps takes it over into the table
-    Int8Tensor.implements(torch.ops.aten.linear.default)(linear)
-    Int8Tensor.implements_torch_function(nn.functional.linear)(linear)
+        return (
+            isinstance(weight, Int8Tensor)
+            and weight.act_quant_kwargs is None
+            and weight.act_pre_scale is None
+            and weight.scale.numel() <= weight.shape[0]
+        )
 
 
-def _scaled_product(activations: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return ``linear(activations, weight, bias)`` for a weight in int8 with one scale, or one for each output."""
-    product = nn.functional.linear(activations, weight.qdata.to(activations.dtype))
+def scaled_product(
+    activations: torch.Tensor, qdata: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return ``linear(activations, weight, bias)`` for a weight in int8 with one scale, or one for each output.
+
+    A matrix product in the activations' precision, compiled or not. torch's compiler recognizes torchao's own
+    expression and replaces it by ``aten._weight_int8pack_mm``, whose CUDA kernel has a thread for each output and no
+    tensor cores: a step of the 2B DiT then takes seconds on an H200. Scales in float32 are not what it looks for, and
+    round once less.
+    """
+    product = nn.functional.linear(activations, qdata.to(activations.dtype))
     # In float32 without a copy of the product in float32, which is as large as the activations of a pack.
-    scaled: torch.Tensor = product * weight.scale.flatten().float()
+    scaled: torch.Tensor = product * scale.flatten().float()
     return (scaled if bias is None else scaled + bias).to(activations.dtype)
+
+
+class _Int8Linear(nn.Linear):
+    """A linear layer whose weight is, or was, ``is_scaled_int8``.
+
+    It is no operation of torchao's tensor. The compiler does not look into one until it has compared the graph with
+    those in its cache: it would take a product that another version has compiled for the same.
+    """
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        weight: Any = self.weight
+        if not hasattr(weight, "qdata"):  # a LoRA has replaced it; the compiler cannot answer ``is_quantized``
+            return super().forward(activations)
+        return scaled_product(activations, weight.qdata, weight.scale, self.bias)
 
 
 def dequantized(weight: torch.Tensor) -> torch.Tensor:
