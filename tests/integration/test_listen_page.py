@@ -188,13 +188,13 @@ async def test_a_job_that_is_submitted_shows_its_progress_its_song_and_its_words
         page = browser.page
         await page.evaluate(WATCH_BARS)
         await ask(
-            page, "late jazz bytes=600000 takes=4", lyrics="[verse]\nla <b>la</b>", audio_duration="9000", seed="7"
+            page, "late jazz bytes=600000 takes=4", lyrics="[verse]\nla <b>la</b>", audio_duration="600", seed="7"
         )
         card = job(page, "late jazz bytes=600000 takes=4")
         await expect(card.locator(".state")).to_have_text("Done")
         assert len(await page.evaluate("[...shownBars]")) > 2
         await open_job(card)
-        await expect(card.locator(".notes")).to_contain_text("Seconds: asked for 9000")
+        await expect(card.locator(".notes")).to_contain_text("Seconds: asked for 600")
         await expect(card.locator(".facts")).to_contain_text("WAV · 48 kHz stereo · 600 kB · seed 7")
         await expect(card.locator(".lyrics")).to_have_text("[verse]\nla <b>la</b>")
         await expect(card.locator(".lyrics b")).to_have_count(0)
@@ -514,7 +514,7 @@ async def test_failed_and_rejected_jobs_say_why(tab: OpenTab, listening: Listeni
 async def test_on_a_phone_nothing_is_wider_than_the_screen(tab: OpenTab, listening: Listening) -> None:
     async with tab(listening.url, **PHONE) as browser:
         page = browser.page
-        await ask(page, "averylongwordwithoutanyspace" * 8, audio_duration="5000", seed="9223372036854775807")
+        await ask(page, "averylongwordwithoutanyspace" * 8, audio_duration="600", seed="9223372036854775807")
         card = page.locator(".job").first
         await expect(card).to_have_attribute("data-state", "completed")
         await expect(card).to_be_in_viewport()  # the form fills the screen: the page goes to the job by itself
