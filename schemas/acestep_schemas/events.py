@@ -246,6 +246,12 @@ class Audio(Frozen):
     track: str | None = None
     peaks: Annotated[str, Field(max_length=536)] | None = None
 
+    @property
+    def lyric_files(self) -> dict[str, FileObject]:
+        """The files beside it that have its lyrics with times, by their kind: ``lrc``, ``vtt``."""
+        files = self.files or SongFiles()
+        return {kind: file for kind, file in (("lrc", files.lrc), ("vtt", files.vtt)) if file is not None}
+
 
 class Metas(Frozen):
     """The musical metadata that the song was made with.

@@ -52,7 +52,7 @@ def with_a_worker(
         yield own_worker_environment
 
 
-def test_there_are_seven_of_them() -> None:
+def test_each_example_of_the_documentation_is_run_here() -> None:
     assert set(EXAMPLES) == {*WITH_EVENTS, "migrated.py", "repaint.py", "repaint.sh"}
 
 

@@ -87,7 +87,9 @@ def test_help_lists_the_settings_of_its_own_command() -> None:
     assert "ACESTEP_LM_BACKEND" not in gateway
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["submit", "--prompt", "jazz"], ["watch"], ["topology"]])
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["submit", "--prompt", "jazz"], ["watch"], ["topology", "--declare"]]
+)
 def test_without_a_broker_each_command_says_what_checks_it(arguments: list[str]) -> None:
     done = run_command(*arguments, variables={"ACESTEP_AMQP_URL": "amqp://127.0.0.1:1/"})
     assert done.returncode == 4

@@ -10,7 +10,6 @@ every connect, and has read all of the past when it reads a marker that it publi
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker.errors import BrokerError, ConnectionLost, mapped
 from acestep_consumer.broker.topology import CANCEL, CONTROL, CONTROL_LOG, CONTROL_LOG_DAYS, SYNC
-from acestep_schemas.request import TASK_ID_PATTERN
+from acestep_consumer.domain.objects import is_task_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +40,6 @@ PREFETCH = 1_000
 CATCH_UP_TIMEOUT_S = 25.0
 
 _PERSISTENT = 2
-_TASK_ID = re.compile(TASK_ID_PATTERN)
 
 log = structlog.get_logger()
 
@@ -165,7 +163,7 @@ class CancellationLog:
             await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
 
     def _note(self, task_id: str, sent: datetime | None) -> None:
-        if not _TASK_ID.fullmatch(task_id):
+        if not is_task_id(task_id):
             return
         before = self._known.pop(task_id, None)
         cancel = _CancelRequest(_later(before, sent), self._elapsed())

@@ -3,7 +3,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ from acestep_consumer.client.job import JobHandle
 from acestep_consumer.client.results import Results
 from acestep_consumer.client.subscription import Subscription
 from acestep_consumer.client.worker_survey import STATUS_REQUEST, survey_workers
+from acestep_consumer.domain.objects import is_task_id
 from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
-from acestep_schemas.request import TASK_ID_PATTERN
 from acestep_schemas.request_body import RequestBody
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ EVERYTHING: Final = ("job.#", "worker.#")
 # Publishes of `submit_many` that wait for their confirm at the same time.
 _IN_FLIGHT: Final = 100
 _SURVEY_TIMEOUT_S: Final = 2.0
-_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 AnyRequest = RequestBody | Mapping[str, object]
 """A body as ACE-Step's ``POST /release_task`` takes it. Annotate one as ``RequestBody``, and its fields are checked."""
@@ -406,6 +404,6 @@ def _id_of(request: AnyRequest) -> str:
 
 def _checked(task_id: str) -> str:
     """Return it. An id is part of routing keys: with ``*`` or a dot it would match other jobs' events, or none."""
-    if not _TASK_ID.fullmatch(task_id):
+    if not is_task_id(task_id):
         raise InvalidTaskId(task_id)
     return task_id

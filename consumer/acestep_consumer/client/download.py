@@ -75,11 +75,8 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
 def _lyric_files(songs: Iterable[tuple[Audio, Path]]) -> Iterator[tuple[FileObject, Path]]:
     """Yield the files beside songs that people read, and the path of each."""
     for audio, path in songs:
-        if audio.files is None:
-            continue
-        for file, suffix in ((audio.files.lrc, ".lrc"), (audio.files.vtt, ".vtt")):
-            if file is not None:
-                yield file, path.with_suffix(suffix)
+        for kind, file in audio.lyric_files.items():
+            yield file, path.with_suffix(f".{kind}")
 
 
 class _Download:

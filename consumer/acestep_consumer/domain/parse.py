@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parses a message into a request, or raises the error that names the fault and the task."""
 
-import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,10 +10,11 @@ from uuid import UUID, uuid5
 
 from acestep_consumer.domain.errors import InvalidRequest, MalformedBody, MessageTooLarge, Unidentified
 from acestep_consumer.domain.job import Request
+from acestep_consumer.domain.objects import is_task_id
 from acestep_consumer.domain.ports import BodyFormat
 from acestep_schemas.envelope import open_envelope
 from acestep_schemas.lookup import shown
-from acestep_schemas.request import TASK_ID_PATTERN, RequestInvalid, list_names, parse_request, read_task_id
+from acestep_schemas.request import RequestInvalid, list_names, parse_request, read_task_id
 from acestep_schemas.strict_json import MAX_REPEATED, Document, JsonRefused, loads
 
 # Fixed for good: a message id that cannot be a task id must give the same task on every worker and every redelivery.
@@ -210,6 +210,6 @@ _JSON_NAMES: Final[dict[type, str]] = {
 def _task_id_of_message(message_id: str | None) -> str | None:
     if not message_id:
         return None
-    if re.fullmatch(TASK_ID_PATTERN, message_id):
+    if is_task_id(message_id):
         return message_id
     return str(uuid5(_MESSAGE_IDS, message_id.encode("utf-8", "backslashreplace").decode()))

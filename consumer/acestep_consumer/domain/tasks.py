@@ -73,6 +73,14 @@ class Task:
         replaced = self.source is not SourceAudio.REQUIRED and request.audio_code_string
         return self.uses_source(request) and not request.has_source and not replaced
 
+    def source_rule(self, request: GenerationRequest) -> str | None:
+        """The rule that a request breaks which lacks its source; None: it does not."""
+        if not self.lacks_source(request):
+            return None
+        codes = "" if self.source is SourceAudio.REQUIRED else ", or audio codes in audio_code_string"
+        what = f"task_type {self.name}" if self.reads_source else "flow_edit_morph"
+        return f"{what} needs source audio: s3://bucket/key or https://host/path{codes}"
+
 
 _ROWS: Final = (
     Task(name="text2music", source=SourceAudio.UNUSED),

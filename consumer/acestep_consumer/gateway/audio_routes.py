@@ -12,7 +12,6 @@ from aiohttp import web
 from acestep_consumer.gateway.answers import ApiError
 from acestep_consumer.gateway.auth import ApiKeyCheck
 from acestep_consumer.gateway.messages import song_name
-from acestep_consumer.gateway.task_items import LyricFile, lyric_files
 from acestep_consumer.gateway.tasks import TaskStates
 from acestep_consumer.webui.audio_proxy import AudioProxy, SongUnavailable
 from acestep_schemas.events import Audio, FileObject
@@ -22,12 +21,6 @@ _TEXTS: Final = {
     HTTPStatus.FORBIDDEN: "access to this file is not allowed",
     HTTPStatus.NOT_FOUND: "Audio file not found",
 }
-
-
-# By the kind of the file: the type in an event could make a browser run it.
-_LYRIC_TYPES: Final[dict[LyricFile, str]] = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
-_LYRIC_BYTES: Final = 8 << 20
-"""More are no lyrics; they are read whole."""
 
 
 class SongFinder:
@@ -40,14 +33,11 @@ class SongFinder:
         """Return a task's song; None: there is none of this name."""
         return next((audio for audio in await self._audios(task_id) if _name_of(audio) == name), None)
 
-    async def lyrics(self, task_id: str, name: str) -> tuple[LyricFile, Audio] | None:
-        """Return a file of lyrics with times as if it were its song, and its kind; None: there is none of this name."""
-        for audio in await self._audios(task_id):
-            for kind, file in lyric_files(audio).items():
-                if _name_of(file) == name:
-                    place = {"uri": file.uri, "bytes": file.bytes, "sha256": file.sha256}
-                    return kind, audio.model_copy(update=place)
-        return None
+    async def file(self, task_id: str, name: str) -> Audio | FileObject | None:
+        """Return a task's song, or a song's lyrics with times; None: there is no such file."""
+        songs = await self._audios(task_id)
+        files: list[Audio | FileObject] = [*songs, *(file for song in songs for file in song.lyric_files.values())]
+        return next((file for file in files if _name_of(file) == name), None)
 
     async def address(self, task_id: str, name: str) -> str | None:
         """Return where the song is in storage; None: there is none."""
@@ -65,7 +55,7 @@ class SongFinder:
 
 
 class AudioRoutes:
-    """The route of songs. ``keys`` checks keys, ``finder`` finds songs, ``proxy`` reads them."""
+    """The route of songs. ``keys`` checks keys, ``finder`` finds songs, ``proxy`` sends them."""
 
     def __init__(self, keys: ApiKeyCheck, finder: SongFinder, proxy: AudioProxy) -> None:
         self._keys = keys
@@ -73,7 +63,7 @@ class AudioRoutes:
         self._proxy = proxy
 
     async def audio(self, request: web.Request) -> web.StreamResponse:
-        """Send a song, or the requested range of it, or its lyrics with times."""
+        """Send a song or its lyrics with times, or the requested range of it."""
         self._authorize(request)
         path = request.query.get("path")
         if path is None:
@@ -88,18 +78,10 @@ class AudioRoutes:
 
     async def _send(self, request: web.Request, task_id: str, name: str) -> web.StreamResponse:
         """Send a file of a task. Raises ``ApiError``, ``SongUnavailable``."""
-        if (audio := await self._finder.audio(task_id, name)) is not None:
-            self._proxy.check(task_id, audio)
-            return await self._proxy.send(request, audio, None)
-        if (found := await self._finder.lyrics(task_id, name)) is None:
+        if (file := await self._finder.file(task_id, name)) is None:
             raise ApiError(HTTPStatus.NOT_FOUND, _TEXTS[HTTPStatus.NOT_FOUND])
-        kind, file = found
         self._proxy.check(task_id, file)
-        if file.bytes > _LYRIC_BYTES:
-            raise ApiError(HTTPStatus.BAD_GATEWAY, f"{file.bytes:,} bytes cannot be lyrics")
-        async with self._proxy.opened(file) as stream:
-            text = b"".join([chunk async for chunk in stream])
-        return web.Response(body=text, headers={"Content-Type": _LYRIC_TYPES[kind], "ETag": f'"{file.sha256}"'})
+        return await self._proxy.send(request, file, None)
 
     def _authorize(self, request: web.Request) -> None:
         """Check the header, or the query's ``ai_token``: ``<audio src>`` sends no header. Raises ``ApiError``."""

@@ -13,7 +13,7 @@ from acestep_consumer.client.results import Results
 from acestep_consumer.gateway.answers import ApiError, dumps, envelope
 from acestep_consumer.gateway.auth import ApiKeyCheck
 from acestep_consumer.gateway.result_folder import ResultFolder
-from acestep_consumer.gateway.task_items import INPUTS, TaskView, file_url, lyric_files, shown_edits
+from acestep_consumer.gateway.task_items import INPUTS, TaskView, file_url, shown_edits
 from acestep_consumer.gateway.tasks import TaskStates
 from acestep_schemas.events import Audio, Completed, SongFiles, TerminalEvent
 
@@ -71,7 +71,7 @@ class JobRoutes:
         return response
 
     async def lineage(self, request: web.Request) -> web.Response:
-        """Tell what the task's songs come from, and what comes from them."""
+        """Send the task's family: what its songs come from, and what comes from them."""
         self._keys.by_header(request)
         task_id = request.match_info["task_id"]
         try:
@@ -145,7 +145,7 @@ def _public_audio(task_id: str, audio: Audio) -> dict[str, Any]:
     if audio.files is None:
         return {**shown, "files": None}
     files = audio.files.model_dump(mode="json", exclude=dict.fromkeys(SongFiles.model_fields, places))
-    sent = lyric_files(audio)
-    for kind, file in sent.items():
+    # Latents have no address: they are for workers, which find them by the task's id.
+    for kind, file in audio.lyric_files.items():
         files[kind] = {"file": file_url(task_id, file), **files[kind]}
     return {**shown, "files": files}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.objects import join_key
 
 
 class ResultFolder:
@@ -16,7 +17,7 @@ class ResultFolder:
 
     def __init__(self, settings: StorageSettings) -> None:
         bucket = re.escape(settings.bucket)
-        folder = re.escape("/".join(part for part in (settings.bucket, settings.prefix.strip("/")) if part))
+        folder = re.escape(join_key(settings.bucket, settings.prefix))
         self._address = re.compile(rf"s3://(?:{folder}(?=/)|{bucket}(?![\w/-]|\.\w))")
 
     def hide(self, value: Any) -> Any:

@@ -36,7 +36,6 @@ _UNKNOWN: Final = "N/A"
 _ENV: Final = "development"
 
 TaskStage = Literal["queued", "running", "succeeded", "failed"]
-LyricFile = Literal["lrc", "vtt"]
 
 INPUTS: Final = frozenset({"src_audio_path", "reference_audio_path"})
 """Fields whose values are not shown: other clients' addresses, and those of uploads."""
@@ -130,14 +129,6 @@ def file_url(task_id: str, file: Audio | FileObject) -> str:
     return AUDIO_PATH + quote(f"/{task_id}/{name}", safe="")
 
 
-def lyric_files(audio: Audio) -> dict[LyricFile, FileObject]:
-    """Return the files beside a song that this API sends. Latents are for workers, which find them by the task's id."""
-    found: dict[LyricFile, FileObject | None] = {}
-    if audio.files is not None:
-        found = {"lrc": audio.files.lrc, "vtt": audio.files.vtt}
-    return {kind: file for kind, file in found.items() if file is not None}
-
-
 def _failed(view: TaskView, data: Unfinished) -> TaskView:
     text = f"{data.error.code}: {data.error.message}"
     failed = replace(view, stage="failed", detail=text)
@@ -180,7 +171,7 @@ def _items(data: Completed, created: int) -> tuple[Mapping[str, Any], ...]:
 def _song_fields(task_id: str, audio: Audio) -> dict[str, Any]:
     url = file_url(task_id, audio)
     song = {"file": url, "url": url, "seed_value": str(audio.seed), "seed": audio.seed, "sha256": audio.sha256}
-    song |= {kind: file_url(task_id, file) for kind, file in lyric_files(audio).items()}
+    song |= {kind: file_url(task_id, file) for kind, file in audio.lyric_files.items()}
     if audio.track is not None:
         song["track"] = audio.track
     if audio.loudness is not None:

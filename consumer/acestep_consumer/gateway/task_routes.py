@@ -2,7 +2,6 @@
 """``/release_task`` and ``/query_result``, and cancelling."""
 
 import asyncio
-import re
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from acestep_consumer.domain.objects import is_task_id
 from acestep_consumer.gateway.answers import ApiError, envelope
 from acestep_consumer.gateway.auth import ApiKeyCheck
 from acestep_consumer.gateway.bodies import MULTIPART, fields_of, read_body, read_fields
@@ -18,7 +18,6 @@ from acestep_consumer.gateway.submission import Submission, TaskOrder
 from acestep_consumer.gateway.task_items import TaskView, unknown_entry
 from acestep_consumer.gateway.tasks import TaskStates
 from acestep_consumer.gateway.uploads import UploadSpool
-from acestep_schemas.request import TASK_ID_PATTERN
 from acestep_schemas.strict_json import JsonRefused, loads
 
 MAX_IDS: Final = 100
@@ -26,7 +25,6 @@ MAX_IDS: Final = 100
 
 LONGEST_WAIT_S: Final = 60.0
 _QUERY_BYTES: Final = 1 << 20
-_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
 class TaskRoutes:
@@ -112,7 +110,7 @@ class TaskRoutes:
         return fields_of(body, request.headers.get("Content-Type", "")) if body.strip() else {}
 
     async def _views(self, ids: list[Any]) -> dict[str, TaskView | None]:
-        names = list(dict.fromkeys(str(each) for each in ids if _TASK_ID.fullmatch(str(each))))
+        names = list(dict.fromkeys(str(each) for each in ids if is_task_id(str(each))))
         views = await self._tasks.find_all(names[:MAX_IDS])
         return views | {name: self._tasks.known(name) for name in names[MAX_IDS:]}
 
@@ -131,7 +129,7 @@ class TaskRoutes:
             await asyncio.sleep(0)
 
     async def _cancel(self, task_id: str) -> web.Response:
-        if not _TASK_ID.fullmatch(task_id) or (view := await self._tasks.find(task_id)) is None:
+        if not is_task_id(task_id) or (view := await self._tasks.find(task_id)) is None:
             raise ApiError(HTTPStatus.NOT_FOUND, "there is no such task")
         if view.ended:
             return envelope({"task_id": task_id, "status": view.stage})

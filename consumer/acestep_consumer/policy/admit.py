@@ -20,7 +20,7 @@ from acestep_consumer.domain.errors import (
     TaskUnsupported,
 )
 from acestep_consumer.domain.job import Job, LoadedModel, Request
-from acestep_consumer.domain.tasks import TASKS, TRACK_CLASSES, SourceAudio, Task, Variant, tasks_of
+from acestep_consumer.domain.tasks import TASKS, TRACK_CLASSES, Task, Variant, tasks_of
 from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
 from acestep_schemas.events import Adjustment, Edit, LimitsReport, LmChoice, ModelChoice, PolicyReport
 from acestep_schemas.request import FieldProblem, GenerationRequest
@@ -133,10 +133,7 @@ def _choose_model(asked: GenerationRequest, limits: Limits) -> tuple[LoadedModel
 def _task_of(asked: GenerationRequest, model: LoadedModel, choice: ModelChoice, limits: Limits) -> Task:
     """Return the task, whose source is given and which the model can do. Nothing else is ever sung in its place."""
     task = TASKS[asked.task_type]
-    if task.lacks_source(asked):
-        codes = "" if task.source is SourceAudio.REQUIRED else ", or audio codes in audio_code_string"
-        what = f"task_type {task.name}" if task.reads_source else "flow_edit_morph"
-        rule = f"{what} needs source audio: s3://bucket/key or https://host/path{codes}"
+    if (rule := task.source_rule(asked)) is not None:
         raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     if model.variant not in task.variants:
         raise TaskUnsupported(_cannot(task, model, choice, limits))

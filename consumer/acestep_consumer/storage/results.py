@@ -174,11 +174,7 @@ class ResultStore:
             await self._objects.delete(place)
         except StorageRefused as error:
             # Only records of attempts are deleted else, which may stay: keys without the permission are good enough.
-            log.warning(
-                "start-up check leaves an object",
-                object=str(place),
-                reason=error.reason,
-            )
+            log.warning("start-up check leaves an object", object=str(place), reason=error.reason)
 
     async def ready(self) -> None:
         """Ask for the bucket, which is cheap enough for every probe. Raises ``StorageUnavailable``."""

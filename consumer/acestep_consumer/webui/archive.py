@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.ports import ObjectStream
 from acestep_consumer.webui.audio_proxy import AudioProxy, SongUnavailable
-from acestep_consumer.webui.job_view import file_name, lyric_files
+from acestep_consumer.webui.job_view import file_name
 from acestep_schemas.events import Audio, FileObject
 
 CONTENT_TYPE: Final = "application/zip"
@@ -53,7 +53,7 @@ async def archive(proxy: AudioProxy, songs: Sequence[ArchivedSong]) -> AsyncIter
 
 
 def _files(audio: Audio) -> tuple[Audio | FileObject, ...]:
-    return (audio, *lyric_files(audio).values())
+    return (audio, *audio.lyric_files.values())
 
 
 async def _read(stream: ObjectStream) -> AsyncIterator[bytes]:

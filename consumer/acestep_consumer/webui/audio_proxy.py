@@ -13,9 +13,9 @@ from acestep_consumer.client import DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
-from acestep_consumer.domain.objects import ByteRange
+from acestep_consumer.domain.objects import ByteRange, join_key
 from acestep_consumer.domain.ports import ObjectStream
-from acestep_consumer.webui.job_view import content_type_of, lyric_files
+from acestep_consumer.webui.job_view import content_type_of
 from acestep_schemas.events import Audio, FileObject, JobCompleted
 
 STALL_S: Final = 30.0
@@ -58,7 +58,7 @@ class AudioProxy:
 
     async def find_lyrics(self, task_id: str, index: int, kind: str) -> FileObject:
         """Return the lyrics of a song with times, ``lrc`` or ``vtt``. Raises ``SongUnavailable``."""
-        file = lyric_files(await self.find(task_id, index)).get(kind)
+        file = (await self.find(task_id, index)).lyric_files.get(kind)
         if file is None:
             raise SongUnavailable(HTTPStatus.NOT_FOUND, f"song {index + 1} of {task_id} has no lyrics with times")
         self.check(task_id, file)
@@ -129,7 +129,7 @@ class AudioProxy:
 
     def _is_in_folder(self, task_id: str, uri: str) -> bool:
         """Whether an object is in the job's own folder: whoever may publish events could name any object."""
-        folder = "/".join(part for part in (self._settings.bucket, self._settings.prefix.strip("/"), task_id) if part)
+        folder = join_key(self._settings.bucket, self._settings.prefix, task_id)
         return uri.startswith(f"s3://{folder}/") and ".." not in uri
 
 

@@ -200,12 +200,6 @@ def content_type_of(file: Audio | FileObject) -> str:
     return FORMATS[file.format].content_type if file.format in FORMATS else _UNKNOWN_TYPE
 
 
-def lyric_files(audio: Audio) -> dict[str, FileObject]:
-    """Return the files beside a song that hold its lyrics with times, by their kind: ``lrc``, ``vtt``."""
-    files = ((kind, getattr(audio.files, kind, None)) for kind in _LYRIC_TYPES)
-    return {kind: file for kind, file in files if file is not None}
-
-
 def _is_outdated(view: JobView, event: JobStarted) -> bool:
     """Whether the job has ended after this start; a later start means that the id was submitted again."""
     return view.ended and event.time <= view.changed
@@ -291,7 +285,7 @@ def _song(task_id: str, audio: Audio) -> SongView:
         lyric_score=_finite(audio.lyric_score),
         track=(audio.track or "")[:100],
         latents=bool(audio.files and audio.files.latents),
-        lyric_files=tuple(lyric_files(audio)),
+        lyric_files=tuple(audio.lyric_files),
     )
 
 

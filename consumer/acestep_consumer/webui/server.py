@@ -326,10 +326,8 @@ def read_form(body: object) -> tuple[dict[str, object], GenerationRequest]:
     ):
         raise RequestInvalid((FieldProblem(field="prompt", value="", rule="must describe the music"),))
     edits.check(request)
-    task = TASKS[request.task_type]
-    if task.lacks_source(request):
-        rule = f"{task.name} needs source audio: s3://bucket/key or https://host/path"
-        raise RequestInvalid((FieldProblem(field="task_type", value=task.name, rule=rule),))
+    if (rule := TASKS[request.task_type].source_rule(request)) is not None:
+        raise RequestInvalid((FieldProblem(field="src_audio_path", value="", rule=rule),))
     beyond = tuple(beyond_every_tier(request))
     if beyond and not ("on_limit" in given and request.on_limit == "clamp"):
         raise RequestInvalid(beyond)

@@ -143,6 +143,10 @@ def test_a_task_on_audio_wants_the_audio(task: str) -> None:
     assert check({"task_type": "cover", "audio_code_string": "<|audio_code_1|>"}, frozenset()) == ()
 
 
+def test_a_flow_edit_wants_the_audio_and_is_named_as_what_wants_it() -> None:
+    assert refused({"flow_edit_morph": True}) == ["flow_edit_morph = true: needs source audio (--source)"]
+
+
 def test_a_misspelled_field_is_a_warning_with_a_guess() -> None:
     (warning,) = check({"prompt": "x", "audio_formt": "wav"}, frozenset())
     assert "audio_formt" in warning

@@ -83,6 +83,8 @@ async def test_lyrics_with_times_are_sent_as_text_that_a_browser_does_not_run() 
                 assert (answer.status, answer.content_type, answer.charset) == (200, types[kind], "utf-8")
                 assert answer.headers["X-Content-Type-Options"] == "nosniff"
                 assert await answer.read() == text
+            async with served.http.get(served.url + item[kind], headers={"Range": "bytes=0-5"}) as answer:
+                assert (answer.status, await answer.read()) == (206, text[:6])
             async with served.http.head(served.url + item[kind]) as answer:
                 assert (answer.status, answer.content_length, await answer.read()) == (200, len(text), b"")
         assert (await served.get("/v1/audio?path=/a/0.latents.safetensors"))[0] == 403

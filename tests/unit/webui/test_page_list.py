@@ -146,13 +146,13 @@ async def test_all_that_wait_of_this_browser_are_stopped_at_once_after_a_questio
         ids = [each["task_id"] for each in served.client.published]
         served.start(ids[0])
         await page.reload()
-        await expect(stop).to_have_text("Stop all that wait (2)")
+        await expect(stop).to_have_text("Stop all waiting jobs (2)")
         await stop.click()
         await page.get_by_role("button", name="Let them wait", exact=True).click()
         await expect(page.locator("#confirm")).to_be_hidden()
         await expect(stop).to_be_focused()
         await stop.click()
-        await expect(page.locator("#confirm-text")).to_contain_text("Stop the 2 jobs that wait")
+        await expect(page.locator("#confirm-text")).to_contain_text("Stop the 2 waiting jobs")
         await page.get_by_role("button", name="Stop them", exact=True).click()
         for task_id in ids[1:]:
             await expect(row(page, task_id).locator(".doing")).to_have_text("cancelling when its turn comes")

@@ -90,3 +90,6 @@ def test_a_task_without_the_source_that_it_needs_is_refused_as_submit_does() -> 
     with pytest.raises(RequestInvalid, match="cover needs source audio: s3://bucket/key or https://host/path"):
         read_form({"prompt": "jazz", "task_type": "cover"})
     assert read_form({"prompt": "jazz", "task_type": "cover", "audio_code_string": "<|audio_code_1|>"})
+    with pytest.raises(RequestInvalid, match="flow_edit_morph needs source audio") as caught:
+        read_form({"prompt": "jazz", "flow_edit_morph": True})
+    assert [problem.field for problem in caught.value.problems] == ["src_audio_path"]

@@ -217,7 +217,8 @@ async def check_port(worker: WorkerSettings) -> Finding:
         _bind(host, port)
     except OSError as error:
         if await _is_worker(host, port):
-            return warn("port", f"port {port} is in use by another worker", "a second worker needs another port")
+            said = f"port {port} is in use by another worker"
+            return warn("port", said, "for a second worker, set ACESTEP_HTTP_PORT to another port, or to 0")
         said = f"cannot listen on {host}:{port}: {error.strerror or error}"
         fix = "set ACESTEP_HTTP_PORT to a free port, and ACESTEP_HTTP_HOST to an address of this machine"
         return fail("port", said, fix)

@@ -13,7 +13,7 @@ from acestep_consumer.commands.doctor.broker import clock
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
-from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.domain.objects import ObjectAddress, join_key
 from acestep_consumer.storage.results import NO_BUCKET
 from acestep_consumer.storage.s3.client import NOTHING, S3Client, S3Payload, S3Response, TransientS3Error, refused
 
@@ -131,4 +131,4 @@ def judge_clock(date: str | None, here: datetime) -> Finding:
 
 
 def _key(prefix: str) -> str:
-    return "/".join(part for part in (prefix.strip("/"), f".doctor-{uuid4().hex}") if part)
+    return join_key(prefix, f".doctor-{uuid4().hex}")

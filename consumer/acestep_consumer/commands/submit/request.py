@@ -156,8 +156,10 @@ def check(body: Mapping[str, object], from_flags: frozenset[str], *, strict: boo
         if refused:
             raise _refusal(refused, from_flags) from None
         request, warnings = _leniently(body, from_flags)
-    if TASKS[request.task_type].lacks_source(request):
-        raise RequestRefused(_problem("task_type", request.task_type, "needs source audio (--source)", from_flags))
+    task = TASKS[request.task_type]
+    if task.lacks_source(request):
+        field, value = ("task_type", task.name) if task.reads_source else ("flow_edit_morph", "true")
+        raise RequestRefused(_problem(field, value, "needs source audio (--source)", from_flags))
     try:
         edits.check(request)
     except InvalidRequest as error:

@@ -114,6 +114,8 @@ _HINTS: Final = {
 
 # Errors of a wrong endpoint. They may pass all the same: a proxy in between may say such things while S3 restarts.
 _NO_S3 = {
+    "ClientConnectorError": "no connection; check ACESTEP_S3_ENDPOINT",
+    "ClientConnectorDNSError": "unknown host; check ACESTEP_S3_ENDPOINT",
     "ClientConnectorSSLError": "does the endpoint speak TLS? if not, begin ACESTEP_S3_ENDPOINT with http://",
     "ClientResponseError": "no HTTP; check the port in ACESTEP_S3_ENDPOINT",
 }
