@@ -102,7 +102,8 @@ class _TreePrinter:
         """Return a task in one line, as Rich's markup."""
         ending = self._tasks[task_id]
         if ending is None:
-            return f"{self._name(task_id)}  [dim]deleted, or not ended[/]"
+            why = "its manifest cannot be read" if task_id in self._family.unreadable else "deleted, or not ended"
+            return f"{self._name(task_id)}  [dim]{why}[/]"
         how = ending.request.task_type if relation is None else _how(ending, relation)
         words = self._words(task_id, of_parent)
         words = words if len(words) <= _SHOWN else f"{words[:_SHOWN]}…"

@@ -57,6 +57,13 @@ def test_a_task_that_is_its_own_ancestor_is_printed_once_and_said_to_be() -> Non
     ]
 
 
+def test_a_task_whose_manifest_cannot_be_read_is_said_to_be_there() -> None:
+    out = StringIO()
+    made = task("made", 1, ("first", "variation"), prompt="b")
+    print_family("made", Family({"first": None, **dict([made])}, {"first"}), Console(file=out, width=200))
+    assert out.getvalue().splitlines()[0].rstrip() == "first  its manifest cannot be read"
+
+
 def test_a_task_with_two_parents_is_below_both_and_described_once() -> None:
     family = [
         task("a", 0, prompt="a"),

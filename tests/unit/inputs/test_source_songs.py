@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable, InvalidRequest, StorageUnavailable
+from acestep_consumer.domain.errors import (
+    InputNotAllowed,
+    InputUnreadable,
+    InvalidRequest,
+    ManifestUnreadable,
+    StorageUnavailable,
+)
 from acestep_consumer.domain.job import Request, SideFile
-from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, SmallObject
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.inputs.source_songs import StoredSongs
+from acestep_consumer.storage import lineage
 from acestep_consumer.storage.lineage import family_of
 from acestep_schemas.events import ErrorCode, FileObject, ParentSong, SongFiles
 from acestep_schemas.request import parse_request
@@ -104,6 +111,36 @@ async def test_a_family_is_its_ancestors_by_manifests_and_its_descendants_by_not
     orphan = await family_of("e", store)
     assert orphan.tasks["gone"] is None
     assert orphan.first == ["gone"]
+
+
+async def test_a_relative_whose_manifest_cannot_be_read_does_not_hide_the_others() -> None:
+    store = FakeStore()
+    for task_id, parent in {"a": None, "b": "a", "c": "b", "d": "b"}.items():
+        named = () if parent is None else (ParentSong(task_id=parent, index=0, field="variation"),)
+        await store.commit(
+            TerminalRecord(make_manifest(make_job(task_id=task_id)).model_copy(update={"parents": named}))
+        )
+    for task_id in ("a", "c"):
+        store.objects[ObjectAddress("acestep", f"jobs/{task_id}/manifest.json")] = SmallObject(b"{}", {})
+    family = await family_of("b", store)
+    assert {each: found is not None for each, found in family.tasks.items()} == {
+        "b": True, "a": False, "c": False, "d": True,
+    }  # fmt: skip
+    assert (family.unreadable, family.complete) == ({"a", "c"}, True)
+    assert [task["found"] for task in family.listed("b", lambda *_: "")["tasks"]] == [False, False, True, True]
+    with pytest.raises(ManifestUnreadable):
+        await family_of("a", store)
+
+
+async def test_a_family_that_is_too_large_ends_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "MOST_TASKS", 3)
+    store = FakeStore()
+    named = (ParentSong(task_id="first", index=0, field="variation"),)
+    for number in range(6):
+        done = make_manifest(make_job(task_id=f"take-{number}")).model_copy(update={"parents": named})
+        await store.commit(TerminalRecord(done))
+    family = await family_of("first", store)
+    assert (len(family.tasks), family.complete) == (3, False)
 
 
 async def test_an_outage_of_the_storage_costs_a_note_and_no_song(monkeypatch: pytest.MonkeyPatch) -> None:
