@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from acestep_consumer.domain.errors import ManifestUnreadable
+from acestep_consumer.domain.objects import is_task_id
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.storage.results import ResultStore
 from acestep_schemas.events import Audio, Completed, ParentSong
@@ -125,6 +126,8 @@ async def _add_descendants(task_id: str, store: ResultStore, family: Family) -> 
 
 
 async def _relative(task_id: str, store: ResultStore, family: Family) -> Completed | None:
+    if not is_task_id(task_id):  # a manifest can name anything, and no task has this id
+        return None
     try:
         return _completed(await store.find(task_id))
     except ManifestUnreadable:

@@ -132,6 +132,16 @@ async def test_a_relative_whose_manifest_cannot_be_read_does_not_hide_the_others
         await family_of("a", store)
 
 
+async def test_a_parent_that_can_be_no_task_does_not_hide_the_others() -> None:
+    store = FakeStore()
+    for task_id, parents in {"first": ["../a"], "made": ["first"]}.items():
+        named = tuple(ParentSong(task_id=each, index=0, field="variation") for each in parents)
+        done = make_manifest(make_job(task_id=task_id)).model_copy(update={"parents": named})
+        body = done.model_dump_json().encode()
+        store.objects[ObjectAddress("acestep", f"jobs/{task_id}/manifest.json")] = SmallObject(body, {})
+    assert list((await family_of("made", store)).tasks) == ["made", "first", "../a"]
+
+
 async def test_a_family_that_is_too_large_ends_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lineage, "MOST_TASKS", 3)
     store = FakeStore()
