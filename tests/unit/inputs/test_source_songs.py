@@ -33,7 +33,7 @@ def request(**fields: Any) -> Request:
 
 @pytest.fixture
 async def store(tmp_path: Path) -> FakeStore:
-    """A store with one song, its latents beside it, and a task that failed."""
+    """A store with one song, its latents beside it, a task that failed, and a damaged one."""
     store, job = FakeStore(), make_job(task_id="first")
     stored = await store.put(job, make_rendering(make_track(tmp_path / "0.wav")))
     latents = FileObject(uri="s3://acestep/jobs/first/0.latents", content_type="x", bytes=1, sha256="0")
@@ -41,6 +41,7 @@ async def store(tmp_path: Path) -> FakeStore:
     audio = done.audios[0].model_copy(update={"files": SongFiles(latents=latents)})
     await store.commit(TerminalRecord(done.model_copy(update={"audios": (audio,)})))
     await store.commit(TerminalRecord(make_failure("broken", "no sound")))
+    store.objects[ObjectAddress("acestep", "jobs/damaged/manifest.json")] = SmallObject(b"{}", {})
     return store
 
 
@@ -59,6 +60,12 @@ async def test_a_song_is_found_with_its_latents_and_named_as_parent(store: FakeS
     [
         ({"source_task_id": "other"}, InputUnreadable, "input_unreadable", "wait for its completed event"),
         ({"source_task_id": "broken"}, InputUnreadable, "input_unreadable", "ended without songs: failed, no sound"),
+        (
+            {"source_task_id": "damaged"},
+            InputUnreadable,
+            "input_unreadable",
+            "the manifest of this task cannot be read",
+        ),
         ({"source_task_id": "first", "source_index": 1}, InvalidRequest, "invalid_request", "must be below 1"),
     ],
 )
