@@ -198,8 +198,8 @@ def download(
     - `download first-take` – into this folder
     - `lineage first-take --json | jq -r '.tasks[].task_id' | xargs acestep-consumer download --folder family`
 
-    Exit code 0: all songs are there. 1: a job has no songs, or no result; those of the others are there. 4: the storage
-    is out of reach, or a song is not the one of its event.
+    Exit code 0: all songs are there. 1: a job has no songs, or no result; those of the others are there. 4: the same of
+    a song that is gone, or not the one of its event; or the storage is out of reach.
     """
     from acestep_consumer.commands import download as command  # noqa: PLC0415 - as above
 

@@ -36,14 +36,14 @@ class Results:
         """Return the terminal event of a job as its worker published it; None: it has not ended.
 
         Raises:
-            DownloadFailed: the storage is unreachable or refuses, or the manifest cannot be parsed.
+            DownloadFailed: the storage is unreachable or refuses, or the manifest is unreadable, or another job's.
         """
         try:
             address = ObjectAddress(self._settings.bucket, object_key(self._settings.prefix, task_id, MANIFEST))
             found = await (await self.objects()).get(address)
         except (ValueError, StorageUnavailable) as error:
             raise DownloadFailed(str(error)) from error
-        return None if found is None else _event(address, found.body)
+        return None if found is None else _event(address, task_id, found.body)
 
     async def family(self, task_id: str) -> "Family":
         """Return a task's ancestors and descendants, itself among them.
@@ -81,11 +81,13 @@ class Results:
             return self._objects
 
 
-def _event(address: ObjectAddress, body: bytes) -> TerminalEvent:
+def _event(address: ObjectAddress, task_id: str, body: bytes) -> TerminalEvent:
     try:
         data = parse_manifest(body)
     except ValidationError as error:
         raise DownloadFailed(
             f"{address} is not a manifest that can be read; is this package too old for it?"
         ) from error
+    if data.task_id != task_id:
+        raise DownloadFailed(f"{address} is the manifest of another job, {data.task_id}")
     return JobCompleted.of(data) if isinstance(data, Completed) else unfinished_event(data)

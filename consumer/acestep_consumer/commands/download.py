@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 from rich.console import Console
 
@@ -15,32 +15,50 @@ from acestep_consumer.client.results import Results
 from acestep_consumer.commands.base import print_error, print_unwritable
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
-from acestep_schemas.events import JobCompleted
+from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
+from acestep_schemas.events import JobCompleted, TerminalEvent
 
 _RETRY_S: Final = 10.0
 
 
 async def download(settings: Settings, task_ids: Sequence[str], folder: Path, note: Console, *, as_json: bool) -> Exit:
-    """Write the songs to the folder and print their paths; a job without songs does not keep the others back."""
+    """Write the songs to the folder and print their paths.
+
+    A job without songs, or with one that cannot be fetched, does not keep the others back; a storage that is out of
+    reach does.
+    """
     results = Results(settings.storage, retry_s=_RETRY_S)
     done = Exit.DONE
     try:
         for task_id in task_ids:
-            event = await results.find(task_id)
-            if isinstance(event, JobCompleted) and event.data.audios:
-                paths = [str(path) for path in await fetch(event.data, folder, results)]
+            try:
+                event = await results.find(task_id)
+                paths = [str(path) for path in await fetch(event.data, folder, results)] if _has_songs(event) else []
+            except DownloadFailed as error:
+                print_error(f"download failed: {error}", note)
+                done = Exit.UNREACHABLE
+                if _is_out_of_reach(error):
+                    break
+                continue
+            except OSError as error:
+                return print_unwritable(folder, error, note)
+            if paths:
                 lines = [json.dumps({"task_id": task_id, "songs": paths})] if as_json else paths
                 sys.stdout.write("".join(f"{line}\n" for line in lines))
                 sys.stdout.flush()
                 continue
-            done = Exit.JOB_FAILED
+            done = max(done, Exit.JOB_FAILED)
             missing = "no result: it has not ended yet, its objects were deleted, or the id is wrong"
             print_error(f"{task_id}: {missing}" if event is None else str(no_songs(event)), note)
-    except DownloadFailed as error:
-        print_error(f"download failed: {error}", note)
-        return Exit.UNREACHABLE
-    except OSError as error:
-        return print_unwritable(folder, error, note)
     finally:
         await results.close()
     return done
+
+
+def _has_songs(event: TerminalEvent | None) -> TypeGuard[JobCompleted]:
+    return isinstance(event, JobCompleted) and bool(event.data.audios)
+
+
+def _is_out_of_reach(error: DownloadFailed) -> bool:
+    """Whether the storage gave no answer: then it would be asked for each job, and tried again each time."""
+    return isinstance(error.__cause__, StorageUnavailable) and not isinstance(error.__cause__, StorageRefused)

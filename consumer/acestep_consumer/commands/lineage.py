@@ -3,7 +3,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from rich.console import Console
@@ -22,6 +22,9 @@ from acestep_schemas.events import Completed
 _RETRY_S: Final = 10.0
 _SHOWN: Final = 60
 _UNWRAPPED: Final = 10_000
+_INDENT: Final = 4
+_NARROWEST: Final = 40
+"""Columns for a task beside its indentation."""
 
 
 async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: bool) -> Exit:
@@ -50,11 +53,14 @@ async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: b
 def print_family(task_id: str, family: Family, console: Console) -> None:
     """Print the family as trees, the task that was asked for marked."""
     printer = _TreePrinter(task_id, family)
-    for first in family.first:
-        console.print(printer.tree(first))
+    trees = [printer.tree(first) for first in family.first]
     # What is left are circles: they have no first task, and begin with the oldest one.
     while rest := sorted(set(family.tasks) - printer.printed, key=lambda each: time_of(family.tasks[each])):
-        console.print(printer.tree(rest[0]))
+        trees.append(printer.tree(rest[0]))
+    # Rich leaves out what is indented beyond the width: a terminal that is narrower wraps the lines itself.
+    console.width = max(console.width, _INDENT * printer.depth + _NARROWEST)
+    for tree in trees:
+        console.print(tree)
 
 
 class _TreePrinter:
@@ -62,28 +68,36 @@ class _TreePrinter:
 
     def __init__(self, marked: str, family: Family) -> None:
         self.printed: set[str] = set()
+        self.depth = 0
         self._marked = marked
         self._family = family
 
     def tree(self, first: str) -> Tree:
         """Return a task and those that come from it."""
         tree = Tree(self._line(first, None, ""), guide_style="dim")
-        self._grow(tree, (first,), self._words(first, ""))
+        # A stack, because songs can be extended more often than Python calls may be nested.
+        branches: list[tuple[Tree, tuple[str, ...], str, Iterator[Relation]]] = [
+            (tree, (first,), self._words(first, ""), self._below(first))
+        ]
+        while branches:
+            self.depth = max(self.depth, len(branches))
+            branch, line, words, relations = branches[-1]
+            if (relation := next(relations, None)) is None:
+                branches.pop()
+            elif relation.child in line:
+                branch.add(f"{self._name(relation.child)}  [dim]its own ancestor: this id was used again[/]")
+            elif relation.child in self.printed:
+                branch.add(f"{self._name(relation.child)}  [dim]see above[/]")
+            else:
+                child = relation.child
+                grown = branch.add(self._line(child, relation, words))
+                branches.append((grown, (*line, child), self._words(child, words), self._below(child)))
         return tree
 
-    def _grow(self, tree: Tree, line: tuple[str, ...], words: str) -> None:
-        """Add the tasks below the last one of ``line``, which begins with the first task; ``words`` describe it."""
-        parent = line[-1]
+    def _below(self, parent: str) -> Iterator[Relation]:
+        """Return the relations to those that come from a task, oldest first, and count it as printed."""
         self.printed.add(parent)
-        for relation in sorted(self._family.children_of(parent), key=lambda each: time_of(self._tasks[each.child])):
-            child = relation.child
-            if child in line:
-                tree.add(f"{self._name(child)}  [dim]its own ancestor: this id was used again[/]")
-            elif child in self.printed:
-                tree.add(f"{self._name(child)}  [dim]see above[/]")
-            else:
-                branch = tree.add(self._line(child, relation, words))
-                self._grow(branch, (*line, child), self._words(child, words))
+        return iter(sorted(self._family.children_of(parent), key=lambda each: time_of(self._tasks[each.child])))
 
     @property
     def _tasks(self) -> Mapping[str, Completed | None]:
@@ -102,7 +116,8 @@ class _TreePrinter:
         """Return a task in one line, as Rich's markup."""
         ending = self._tasks[task_id]
         if ending is None:
-            return f"{self._name(task_id)}  [dim]deleted, or not ended[/]"
+            why = "its manifest cannot be read" if task_id in self._family.unreadable else "deleted, or not ended"
+            return f"{self._name(task_id)}  [dim]{why}[/]"
         how = ending.request.task_type if relation is None else _how(ending, relation)
         words = self._words(task_id, of_parent)
         words = words if len(words) <= _SHOWN else f"{words[:_SHOWN]}…"

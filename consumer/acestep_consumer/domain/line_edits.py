@@ -159,7 +159,7 @@ def rewritten(changes: Mapping[str, str], lyrics: str, audio: Audio) -> Rewritte
 
     Raises:
         ValueError: the song has no times, there is no such line or section, it is not clear which one is meant, it
-            is not sung, or other lines may be sung in its time.
+            is not sung, is named twice, or other lines may be sung in its time.
     """
     if not audio.lyrics:
         raise ValueError(_UNTIMED)
@@ -168,7 +168,7 @@ def rewritten(changes: Mapping[str, str], lyrics: str, audio: Audio) -> Rewritte
         places = _section(lines, changes["section"])
         new = {places[0]: changes["lyrics"].strip("\n"), **dict.fromkeys(places[1:])}
     elif changes:
-        new = {_place(lines, old): line for old, line in changes.items()}
+        new = _new_lines(lines, changes)
     else:
         raise ValueError("has no line")
     written = [new.get(place, line.text) for place, line in enumerate(lines)]
@@ -197,6 +197,16 @@ def _with_times(lyrics: str, timed: Sequence[LyricLine]) -> list[_Line]:
             line, following = _Line(text, following), next(sung, None)
         lines.append(line)
     return lines
+
+
+def _new_lines(lines: Sequence[_Line], changes: Mapping[str, str]) -> dict[int, str | None]:
+    new: dict[int, str | None] = {}
+    for old, line in changes.items():
+        place = _place(lines, old)
+        if place in new:
+            raise ValueError(f"names {lines[place].text.strip()!r} twice: case and punctuation do not count")
+        new[place] = line
+    return new
 
 
 def _place(lines: Sequence[_Line], wanted: str) -> int:

@@ -209,8 +209,15 @@ class Engines:
 
     def _share_memory(self, plan: LmPlan, device: DeviceFound) -> None:
         """Set the renderer's memory share where both engines are on one device."""
-        if device.vram_gb and self._settings.engine.lm_device in ("auto", device.device):
+        if device.vram_gb and self._lm_device(device) == device.device:
             self._renderer.set_memory_share(renderer_share(plan, device.vram_gb))
+
+    def _lm_device(self, renderer: DeviceFound) -> str:
+        """Return the device of the language model, named as the renderer names its own."""
+        wanted = self._settings.engine.lm_device.strip().lower()
+        if wanted == "auto":
+            return renderer.device
+        return f"{wanted}:0" if wanted in ("cuda", "xpu") else wanted
 
     def _planner_ahead(self, request: LmRequest) -> "_StartingPlanner | None":
         """Start a planner process before the device is known, which takes as long as importing vLLM."""
@@ -292,14 +299,13 @@ class Engines:
     def _configured(self, plan: LmPlan, device: DeviceFound) -> ConfigurePlanner:
         """Return the planner's settings on this device."""
         engine = self._settings.engine
-        place = device.device if engine.lm_device == "auto" else engine.lm_device
         beside = loads_beside(plan, device.vram_gb, len(engine.models))
         return self._configure_planner(
             ConfigurePlanner(
                 model=plan.model,
                 backend=plan.backend,
                 memory_gb=plan.memory_gb,
-                device=place,
+                device=self._lm_device(device),
                 offload=bool(engine.lm_offload),
                 beside=beside,
                 wait=device.vram_gb > 0 and not beside,

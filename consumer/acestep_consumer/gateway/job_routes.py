@@ -23,6 +23,7 @@ KEEP_ALIVE_S: Final = 15.0
 MAX_STREAMS: Final = 1_000
 _FAMILIES: Final = 4
 """Families that are read at the same time: each takes up to a thousand reads of the storage, one after the other."""
+_UNREAD: Final = "the manifest cannot be read: the storage does not answer, or something else lies there"
 _EVENT_STREAM: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     # nginx would hold events back.
@@ -78,7 +79,7 @@ class JobRoutes:
             async with self._families:
                 family = await self._results.family(task_id)
         except DownloadFailed as error:
-            raise ApiError(HTTPStatus.BAD_GATEWAY, "the storage does not answer") from error
+            raise ApiError(HTTPStatus.BAD_GATEWAY, _UNREAD) from error
         if family.tasks[task_id] is None:
             raise ApiError(HTTPStatus.NOT_FOUND, "there is no completed task of this id")
         return envelope(family.listed(task_id, file_url))
@@ -112,7 +113,7 @@ class JobRoutes:
         try:
             end = await self._results.find(task_id)
         except DownloadFailed as error:
-            raise ApiError(HTTPStatus.BAD_GATEWAY, "the storage does not answer") from error
+            raise ApiError(HTTPStatus.BAD_GATEWAY, _UNREAD) from error
         return None if end is None else self._folder.hide(_public(end))
 
 

@@ -36,7 +36,10 @@ _OWN: Final = "task_id"
 def song_name(path: str) -> tuple[str, str] | None:
     """Return task id and file name of a song's path, or of its whole ``/v1/audio?path=…``; None: it is neither."""
     text = path.strip()
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # a bracket of an IPv6 address without the other one
+        return None
     if parts.path.endswith("/v1/audio"):
         text = parse_qs(parts.query).get("path", [""])[0]
     elif "%2F" in text or "%2f" in text:

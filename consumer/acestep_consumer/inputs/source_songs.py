@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from acestep_consumer.domain import edits
 from acestep_consumer.domain.edits import FoundSong
-from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable, InvalidRequest
+from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable, InvalidRequest, ManifestUnreadable
 from acestep_consumer.domain.job import Request
 from acestep_consumer.domain.ports import Store
 from acestep_consumer.domain.tasks import TASKS
@@ -69,7 +69,10 @@ class StoredSongs:
         what = f"source_task_id = {task_id}"
         if not self._allowed():
             raise InputNotAllowed(f"{what}: results are no inputs on this worker (ACESTEP_INPUT_RESULTS=none)")
-        record = await self._store.find(task_id)
+        try:
+            record = await self._store.find(task_id)
+        except ManifestUnreadable as error:  # another try reads the same
+            raise InputUnreadable(f"{what}: the manifest of this task cannot be read; make the song again") from error
         if record is None:
             raise InputUnreadable(
                 f"{what}: the storage has no result of this task. Either it has not ended yet: wait for its completed "

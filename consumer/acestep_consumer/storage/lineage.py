@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from acestep_consumer.domain.errors import ManifestUnreadable
+from acestep_consumer.domain.objects import is_task_id
+from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.storage.results import ResultStore
 from acestep_schemas.events import Audio, Completed, ParentSong
 
@@ -25,11 +28,13 @@ class Family:
     """Ancestors and descendants of a task, itself among them.
 
     Attributes:
-        tasks: the manifest of each; None: it was deleted, or the task has not ended.
+        tasks: the manifest of each; None: it was deleted, cannot be read, or the task has not ended.
+        unreadable: those whose manifest cannot be read, so that what they come from is not known.
         complete: whether these are all; no more than ``MOST_TASKS`` are read.
     """
 
     tasks: dict[str, Completed | None] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
     complete: bool = True
 
     @property
@@ -79,8 +84,13 @@ def time_of(ending: Completed | None) -> str:
 
 
 async def family_of(task_id: str, store: ResultStore) -> Family:
-    """Read the family of a task. Raises ``StorageUnavailable``."""
-    family = Family()
+    """Read the family of a task.
+
+    Raises:
+        StorageUnavailable: a manifest cannot be fetched.
+        ManifestUnreadable: that of the task itself cannot be read. Without that of a relative the others are a family.
+    """
+    family = Family({task_id: _completed(await store.find(task_id))})
     await _add_ancestors(task_id, store, family)
     await _add_descendants(task_id, store, family)
     return family
@@ -89,11 +99,12 @@ async def family_of(task_id: str, store: ResultStore) -> Family:
 async def _add_ancestors(task_id: str, store: ResultStore, family: Family) -> None:
     waiting = deque([task_id])
     while waiting:
-        each = waiting.popleft()
-        if each in family.tasks or _is_full(family):
-            continue
-        found = family.tasks[each] = await _completed(each, store)
-        waiting.extend(parent.task_id for parent in (found.parents if found else ()))
+        found = family.tasks[waiting.popleft()]
+        for parent in found.parents if found else ():
+            if parent.task_id in family.tasks or _is_full(family):
+                continue
+            family.tasks[parent.task_id] = await _relative(parent.task_id, store, family)
+            waiting.append(parent.task_id)
 
 
 async def _add_descendants(task_id: str, store: ResultStore, family: Family) -> None:
@@ -101,17 +112,30 @@ async def _add_descendants(task_id: str, store: ResultStore, family: Family) -> 
     while waiting:
         each = waiting.popleft()
         async for child in store.children(each):
-            if child in family.tasks or _is_full(family):
+            if child in family.tasks:
                 continue
-            found = await _completed(child, store)
+            if _is_full(family):
+                return
+            found = await _relative(child, store, family)
+            if child in family.unreadable:
+                family.tasks[child] = None
             # If not, it has not ended, was deleted, or is another task of that id by now.
-            if found is not None and any(parent.task_id == each for parent in found.parents):
+            elif found is not None and any(parent.task_id == each for parent in found.parents):
                 family.tasks[child] = found
                 waiting.append(child)
 
 
-async def _completed(task_id: str, store: ResultStore) -> Completed | None:
-    record = await store.find(task_id)
+async def _relative(task_id: str, store: ResultStore, family: Family) -> Completed | None:
+    if not is_task_id(task_id):  # a manifest can name anything, and no task has this id
+        return None
+    try:
+        return _completed(await store.find(task_id))
+    except ManifestUnreadable:
+        family.unreadable.add(task_id)
+        return None
+
+
+def _completed(record: TerminalRecord | None) -> Completed | None:
     return record.ending if record is not None and isinstance(record.ending, Completed) else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from acestep_consumer.commands.lineage import print_family
-from acestep_consumer.storage.lineage import Family
+from acestep_consumer.storage.lineage import MOST_TASKS, Family
 from acestep_schemas.events import Completed, ParentSong
 from acestep_schemas.request import GenerationRequest
 from tests.support.jobs import make_job, make_manifest
@@ -55,6 +55,20 @@ def test_a_task_that_is_its_own_ancestor_is_printed_once_and_said_to_be() -> Non
         "d ◀  text2music, 0 songs  d",
         "└── d ◀  its own ancestor: this id was used again",
     ]
+
+
+def test_a_task_whose_manifest_cannot_be_read_is_said_to_be_there() -> None:
+    out = StringIO()
+    made = task("made", 1, ("first", "variation"), prompt="b")
+    print_family("made", Family({"first": None, **dict([made])}, {"first"}), Console(file=out, width=200))
+    assert out.getvalue().splitlines()[0].rstrip() == "first  its manifest cannot be read"
+
+
+def test_a_line_of_as_many_tasks_as_a_family_may_have_is_printed_to_its_end() -> None:
+    rest = [task(f"t{each}", each, (f"t{each - 1}", "stems")) for each in range(1, MOST_TASKS)]
+    lines = printed("t0", task("t0", 0, prompt="a"), *rest)
+    assert len(lines) == MOST_TASKS
+    assert lines[-1].strip() == "└── t999  stems of song 0, 0 songs  a"
 
 
 def test_a_task_with_two_parents_is_below_both_and_described_once() -> None:

@@ -351,6 +351,7 @@ def test_a_section_is_replaced_by_its_number() -> None:
 @pytest.mark.parametrize(
     ("lines", "rule"),
     [
+        ({"I saw you": "x", "i saw you!": "y"}, "names 'I saw you' twice: case and punctuation do not count"),
         ({"sing sing": "hum hum"}, "is sung 2 times, at 6.0 s, 11.5 s: name its section"),
         ({"no such line": "x"}, "the song does not sing 'no such line'; it sings 'Down by the river', 'I saw you'"),
         (

@@ -81,6 +81,31 @@ async def test_on_a_large_card_the_planner_loads_while_the_renderer_does(
     await start.engines.stop()
 
 
+@pytest.mark.parametrize(
+    ("lm_device", "place", "shared"),
+    [
+        ("auto", "cuda:0", True),
+        ("cuda", "cuda:0", True),
+        (" CUDA:0 ", "cuda:0", True),
+        ("cuda:1", "cuda:1", False),
+        ("cpu", "cpu", False),
+    ],
+)
+async def test_the_renderer_leaves_memory_to_a_language_model_on_its_device_whatever_that_is_called(
+    make_start: MakeStart, lm_device: str, place: str, *, shared: bool
+) -> None:
+    start = make_start(80, driver=False)
+    variables = {"ACESTEP_CUDA_MPS": "false", "ACESTEP_INIT_LLM": "true", "ACESTEP_LM_DEVICE": lm_device}
+    start.engines = Engines(load(variables, None), BUILT_IN, log_json=True)
+    start.may_be_ready.touch()
+    async with asyncio.timeout(WITHIN_S):
+        await start.engines.start()
+    assert [configure.device for configure in start.loads()] == [place]
+    share = start.engines._renderer._configure.memory_gb
+    assert (share is not None and share < 60) if shared else share is None
+    await start.engines.stop()
+
+
 @pytest.mark.parametrize("driver", [True, False])
 async def test_on_a_small_card_the_planner_waits_until_the_renderer_has_measured(
     make_start: MakeStart, *, driver: bool

@@ -62,7 +62,11 @@ async def test_the_family_of_a_task_is_told_with_songs_to_fetch() -> None:
         assert "s3://" not in json.dumps(answer)
         assert (await served.get("/v1/jobs/never/lineage"))[0] == 404
         served.results.away = True
-        assert (await served.get("/v1/jobs/made/lineage"))[0] == 502
+        status, answer = await served.get("/v1/jobs/made/lineage")
+        assert (status, answer["error"]) == (
+            502,
+            "the manifest cannot be read: the storage does not answer, or something else lies there",
+        )
     async with gateway(ACESTEP_API_KEY=KEY) as served:
         assert (await served.get("/v1/jobs/made/lineage"))[0] == 401
 

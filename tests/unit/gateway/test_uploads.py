@@ -179,11 +179,21 @@ async def test_places_that_the_operator_allows_are_passed_on() -> None:
         ("/t-1/../0.mp3", None),
         ("s3://bucket/0.mp3", None),
         ("/t-1/0.mp3\0", None),
+        ("https://[songs.example/v1/audio?path=%2Ft-1%2F0.mp3", None),
         ("", None),
     ],
 )
 def test_a_songs_path_is_read_by_one_form(path: str, found: tuple[str, str] | None) -> None:
     assert song_name(path) == found
+
+
+async def test_an_address_that_cannot_be_read_is_refused_and_no_error_of_the_server() -> None:
+    async with gateway(ACESTEP_INPUT_HOSTS="songs.example") as served:
+        body = {"prompt": "a", "task_type": "cover", "src_audio_path": "https://[songs.example/a.mp3"}
+        async with served.http.post(f"{served.url}/release_task", json=body) as answer:
+            assert answer.status == 400
+        async with served.http.get(f"{served.url}/v1/audio", params={"path": "//[x"}) as answer:
+            assert answer.status == 403
 
 
 async def test_a_full_disk_is_503_and_the_next_upload_finds_room(monkeypatch: pytest.MonkeyPatch) -> None:

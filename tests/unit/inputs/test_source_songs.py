@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable, InvalidRequest, StorageUnavailable
+from acestep_consumer.domain.errors import (
+    InputNotAllowed,
+    InputUnreadable,
+    InvalidRequest,
+    ManifestUnreadable,
+    StorageUnavailable,
+)
 from acestep_consumer.domain.job import Request, SideFile
-from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, SmallObject
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.inputs.source_songs import StoredSongs
+from acestep_consumer.storage import lineage
 from acestep_consumer.storage.lineage import family_of
 from acestep_schemas.events import ErrorCode, FileObject, ParentSong, SongFiles
 from acestep_schemas.request import parse_request
@@ -26,7 +33,7 @@ def request(**fields: Any) -> Request:
 
 @pytest.fixture
 async def store(tmp_path: Path) -> FakeStore:
-    """A store with one song, its latents beside it, and a task that failed."""
+    """A store with one song, its latents beside it, a task that failed, and a damaged one."""
     store, job = FakeStore(), make_job(task_id="first")
     stored = await store.put(job, make_rendering(make_track(tmp_path / "0.wav")))
     latents = FileObject(uri="s3://acestep/jobs/first/0.latents", content_type="x", bytes=1, sha256="0")
@@ -34,6 +41,7 @@ async def store(tmp_path: Path) -> FakeStore:
     audio = done.audios[0].model_copy(update={"files": SongFiles(latents=latents)})
     await store.commit(TerminalRecord(done.model_copy(update={"audios": (audio,)})))
     await store.commit(TerminalRecord(make_failure("broken", "no sound")))
+    store.objects[ObjectAddress("acestep", "jobs/damaged/manifest.json")] = SmallObject(b"{}", {})
     return store
 
 
@@ -52,6 +60,12 @@ async def test_a_song_is_found_with_its_latents_and_named_as_parent(store: FakeS
     [
         ({"source_task_id": "other"}, InputUnreadable, "input_unreadable", "wait for its completed event"),
         ({"source_task_id": "broken"}, InputUnreadable, "input_unreadable", "ended without songs: failed, no sound"),
+        (
+            {"source_task_id": "damaged"},
+            InputUnreadable,
+            "input_unreadable",
+            "the manifest of this task cannot be read",
+        ),
         ({"source_task_id": "first", "source_index": 1}, InvalidRequest, "invalid_request", "must be below 1"),
     ],
 )
@@ -104,6 +118,46 @@ async def test_a_family_is_its_ancestors_by_manifests_and_its_descendants_by_not
     orphan = await family_of("e", store)
     assert orphan.tasks["gone"] is None
     assert orphan.first == ["gone"]
+
+
+async def test_a_relative_whose_manifest_cannot_be_read_does_not_hide_the_others() -> None:
+    store = FakeStore()
+    for task_id, parent in {"a": None, "b": "a", "c": "b", "d": "b"}.items():
+        named = () if parent is None else (ParentSong(task_id=parent, index=0, field="variation"),)
+        await store.commit(
+            TerminalRecord(make_manifest(make_job(task_id=task_id)).model_copy(update={"parents": named}))
+        )
+    for task_id in ("a", "c"):
+        store.objects[ObjectAddress("acestep", f"jobs/{task_id}/manifest.json")] = SmallObject(b"{}", {})
+    family = await family_of("b", store)
+    assert {each: found is not None for each, found in family.tasks.items()} == {
+        "b": True, "a": False, "c": False, "d": True,
+    }  # fmt: skip
+    assert (family.unreadable, family.complete) == ({"a", "c"}, True)
+    assert [task["found"] for task in family.listed("b", lambda *_: "")["tasks"]] == [False, False, True, True]
+    with pytest.raises(ManifestUnreadable):
+        await family_of("a", store)
+
+
+async def test_a_parent_that_can_be_no_task_does_not_hide_the_others() -> None:
+    store = FakeStore()
+    for task_id, parents in {"first": ["../a"], "made": ["first"]}.items():
+        named = tuple(ParentSong(task_id=each, index=0, field="variation") for each in parents)
+        done = make_manifest(make_job(task_id=task_id)).model_copy(update={"parents": named})
+        body = done.model_dump_json().encode()
+        store.objects[ObjectAddress("acestep", f"jobs/{task_id}/manifest.json")] = SmallObject(body, {})
+    assert list((await family_of("made", store)).tasks) == ["made", "first", "../a"]
+
+
+async def test_a_family_that_is_too_large_ends_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "MOST_TASKS", 3)
+    store = FakeStore()
+    named = (ParentSong(task_id="first", index=0, field="variation"),)
+    for number in range(6):
+        done = make_manifest(make_job(task_id=f"take-{number}")).model_copy(update={"parents": named})
+        await store.commit(TerminalRecord(done))
+    family = await family_of("first", store)
+    assert (len(family.tasks), family.complete) == (3, False)
 
 
 async def test_an_outage_of_the_storage_costs_a_note_and_no_song(monkeypatch: pytest.MonkeyPatch) -> None:

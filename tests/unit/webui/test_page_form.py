@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from acestep_consumer.client import Unreachable
 from acestep_schemas import examples
 from acestep_schemas.events import LmChoice, Worker, WorkerEvent
 from acestep_schemas.request import GenerationRequest
@@ -327,6 +328,42 @@ async def test_any_other_field_is_given_by_its_name_and_checked_by_the_server(ta
         await fill(page, extra_name="no_such_field", extra_value="4")
         await page.get_by_role("button", name="Make it", exact=True).click()
         await expect(page.locator("#extra .wrong")).to_contain_text("no such field: is not a field of this form")
+
+
+async def test_a_field_that_the_form_sets_is_not_listed_with_another_value(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_text("More settings").click()
+        await fill(page, prompt="jazz", bpm="90")
+        for name in ("bpm", "task_id"):
+            await fill(page, extra_name=name, extra_value="100")
+            for button in ("Add", "Make it"):
+                await page.get_by_role("button", name=button, exact=True).click()
+                await expect(page.locator("[name=extra_name]")).to_have_attribute("aria-invalid", "true")
+            await expect(page.locator("#answer")).to_have_text("The form sets this field already.")
+        await expect(page.locator("#extra")).to_be_hidden()
+        await fill(page, bpm="", extra_name="bpm")
+        await page.get_by_role("button", name="Add", exact=True).click()
+        assert await sent(page, served) == {"prompt": "jazz", "bpm": "100", "audio_format": "mp3"}
+        assert len(served.client.published) == 1
+
+
+async def test_a_request_whose_other_fields_are_left_out_is_another_one(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        browser.expected = "502"
+        await page.get_by_text("More settings").click()
+        await fill(page, prompt="jazz", extra_name="shift", extra_value="4")
+        served.client.refusal = Unreachable("no answer")
+        tried = []
+        page.on("request", lambda each: tried.append(each.post_data_json) if each.method == "POST" else None)
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(page.locator("#answer")).to_contain_text("The broker is unreachable")
+        await page.get_by_role("button", name="Leave these out").click()
+        served.client.refusal = None
+        assert "shift" not in await sent(page, served)
+        first, second = tried
+        assert first["task_id"] != second["task_id"]
 
 
 async def test_a_lora_and_a_section_of_new_lines_are_edited_as_they_were_asked_for(tab: OpenTab) -> None:

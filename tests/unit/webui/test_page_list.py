@@ -160,6 +160,19 @@ async def test_all_that_wait_of_this_browser_are_stopped_at_once_after_a_questio
         assert sorted(served.client.cancelled) == sorted(ids[1:])
 
 
+async def test_what_another_tab_of_this_browser_sent_stays_its_own(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        other = await browser.page.context.new_page()
+        await other.goto(served.url)
+        for page in (browser.page, other):
+            await page.get_by_label("What should it sound like?").fill("jazz")
+            await page.get_by_role("button", name="Make it", exact=True).click()
+            await expect(page.locator("#answer")).to_contain_text("Accepted.")
+        await browser.page.reload()
+        await expect(browser.page.locator("#stop-waiting")).to_have_text("Stop all that wait (2)")
+        await other.close()
+
+
 async def test_a_waiting_job_says_its_place_and_the_time_until_its_songs(tab: OpenTab) -> None:
     async with served_page() as served:
         worker = examples.worker().data.model_copy(

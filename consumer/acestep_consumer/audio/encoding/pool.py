@@ -256,7 +256,7 @@ class _EncoderProcess:
                 [*command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # It encodes with one thread; numpy would start one per core.
+                # Its threads are those that it is asked for; numpy would start one per core.
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         self._pipe = ours

@@ -61,7 +61,10 @@ export function fillForm(request, kind = kindOf(request), words = {}) {
   control(controls.find((name) => control(name).value) ?? controls[0] ?? "prompt").focus();
 }
 
-function readForm() {
+const readForm = () => ({ ...extra, ...readControls(), task_id: orderId });
+
+/** The fields that the controls give. */
+function readControls() {
   const kind = control("kind").value;
   const given = {};
   for (const name of fieldsOf(kind)) {
@@ -75,7 +78,7 @@ function readForm() {
   if (given.source_task_id) given.source_index = Number(control("source_index").value || 1) - 1;
   else for (const name of BY_ID) delete given[name];
   const quality = control("draft").checked ? { quality: "draft" } : {};
-  return { ...extra, ...KINDS[kind].fixed, ...quality, ...join(given), task_id: orderId };
+  return { ...KINDS[kind].fixed, ...quality, ...join(given) };
 }
 
 /** Adds the field that is named by hand to those that are sent. */
@@ -202,8 +205,16 @@ function ownProblems(kind) {
   if (!WITHOUT_WORDS.includes(kind) && !given("prompt") && !extra.sample_query) found.prompt = "answer.no_prompt";
   if (kind === "lines" && !isPaired(control("lines_before").value, control("lines_after").value)) found.lines_after = "answer.unpaired";
   else if (kind === "lines" && !extra.replace_lines && !readForm().replace_lines) found.lines_after = "answer.no_lines";
-  if (Boolean(given("extra_name")) !== Boolean(given("extra_value"))) found[given("extra_name") ? "extra_value" : "extra_name"] = "answer.half_field";
-  return found;
+  return { ...found, ...namedProblem() };
+}
+
+/** What is wrong with the field that is named by hand. */
+function namedProblem() {
+  const [name, value] = ["extra_name", "extra_value"].map((each) => control(each).value.trim());
+  if (Boolean(name) !== Boolean(value)) return { [name ? "extra_value" : "extra_name"]: "answer.half_field" };
+  // It would be listed, and the form's own value sent.
+  const isSet = name === "task_id" || Object.hasOwn(readControls(), name);
+  return isSet ? { extra_name: "answer.set_already" } : {};
 }
 
 /** `[[name, sentence, whether it stands alone], ...]` of the controls that are wrong. */
@@ -305,11 +316,15 @@ export async function startForm(page) {
   });
   control("source_task_id").addEventListener("input", showSource);
   byId("extra-add").addEventListener("click", () => {
+    const wrong = Object.entries(namedProblem());
+    mark(wrong.map(([name, key]) => [name, t(key)]));
+    if (wrong.length) return;
     orderId = newId();
     addField();
     control("extra_name").focus();
   });
   byId("extra").querySelector("button").addEventListener("click", () => {
+    orderId = newId();
     extra = {};
     showExtra();
     control("prompt").focus();

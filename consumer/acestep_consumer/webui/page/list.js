@@ -34,7 +34,8 @@ export const jobOf = (taskId) => jobs.get(taskId);
 export const titleOfJob = (taskId) => (jobs.has(taskId) ? jobs.get(taskId).title : "");
 
 export function remember(taskId) {
-  mine.add(taskId);
+  // Another tab may have asked for some meanwhile.
+  for (const each of [load("asked", []), taskId].flat()) mine.add(each);
   save("asked", [...mine].slice(-MAX_ASKED));
 }
 

@@ -106,6 +106,7 @@ export default {
   "answer.unpaired": "Give as many new lines as old ones.",
   "answer.no_lines": "Change at least one line.",
   "answer.half_field": "Another field needs a name and a value.",
+  "answer.set_already": "The form sets this field already.",
   "answer.again_in": "Try again in {seconds} s.",
   "answer.again_now": "Try again now.",
   "server.away": "This page's server does not answer. Is `acestep-consumer listen` running?",

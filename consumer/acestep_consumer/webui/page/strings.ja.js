@@ -106,6 +106,7 @@ export default {
   "answer.unpaired": "新しい行は、元の行と同じ数にしてください。",
   "answer.no_lines": "少なくとも 1 行を変えてください。",
   "answer.half_field": "その他の項目には名前と値が必要です。",
+  "answer.set_already": "この項目はフォームですでに設定されています。",
   "answer.again_in": "{seconds} 秒後にもう一度お試しください。",
   "answer.again_now": "もう一度お試しください。",
   "server.away": "このページのサーバーが応答しません。`acestep-consumer listen` は動いていますか？",
