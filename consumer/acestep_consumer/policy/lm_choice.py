@@ -18,6 +18,7 @@ from acestep_consumer.policy.benchmarks import (
     is_same_size,
     lm_size,
 )
+from acestep_consumer.policy.lm_memory import CONTEXT, ROWS, beside_weights
 from acestep_consumer.policy.memory_budget import StepGraphLimits
 from acestep_consumer.policy.sizing import GpuSpec, LmSpec, ModelSet, Workload, capacity, lm_on_gpu
 from acestep_consumer.policy.tiers import LM_MEMORY_GB, LMS, OFFLOAD_BELOW_GB, Tier
@@ -134,8 +135,13 @@ def renderer_share(plan: LmPlan, vram_gb: float) -> float:
 
 
 def loads_beside(plan: LmPlan, vram_gb: float, models: int) -> bool:
-    """Whether the LM may load while the renderer does: whatever the latter takes for its trial runs, both fit."""
-    return renderer_share(plan, vram_gb) >= STARTING_RENDERER_GB * models
+    """Whether the LM may load while the renderer does: whatever the latter takes for its trial runs, both fit.
+
+    vLLM keeps back some of its memory then, and does not start where nothing is left for keys and values.
+    """
+    room = plan.memory_gb * 1e9 - plan.size.weights - beside_weights(ROWS, beside=True)
+    fits = plan.backend == "pt" or room >= CONTEXT * plan.size.token_bytes
+    return fits and renderer_share(plan, vram_gb) >= STARTING_RENDERER_GB * models
 
 
 def _named(wish: LmRequest, asked: str, tier: Tier) -> tuple[str, tuple[str, ...]]:

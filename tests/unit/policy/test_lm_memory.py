@@ -34,6 +34,14 @@ def test_engines_load_side_by_side_where_trial_runs_of_one_cannot_take_the_other
     assert loads_beside(plan, vram_gb, 1) is beside
 
 
+def test_a_language_model_without_room_beside_a_starting_renderer_loads_after_it() -> None:
+    """VLLM would find nothing left for keys and values, and be started once more when the renderer is there."""
+    plan = plan_lm(LmRequest(init=True, model=LMS[0]), BUILT_IN.tier_of(24), 24)
+    assert plan is not None
+    assert renderer_share(plan, 24) >= 20
+    assert not loads_beside(plan, 24, 1)
+
+
 @given(st.floats(4, 300), st.integers(1, 3))
 def test_two_engines_that_load_side_by_side_have_the_whole_card_and_no_more(vram_gb: float, models: int) -> None:
     plan = plan_lm(LmRequest(init=True), BUILT_IN.tier_of(vram_gb), vram_gb)
