@@ -20,7 +20,7 @@ from acestep_consumer.engine.renderer.startup import acceleration_for
 
 pytest.importorskip("triton")
 
-_PACKAGE = "acestep_consumer.engine.renderer"
+_PACKAGE = "acestep_consumer.engine.renderer.decoder"
 _MODULES = (f"{_PACKAGE}.decoder_kernels", f"{_PACKAGE}.fused_decoder")
 
 

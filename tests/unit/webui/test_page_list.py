@@ -169,7 +169,7 @@ async def test_what_another_tab_of_this_browser_sent_stays_its_own(tab: OpenTab)
             await page.get_by_role("button", name="Make it", exact=True).click()
             await expect(page.locator("#answer")).to_contain_text("Accepted.")
         await browser.page.reload()
-        await expect(browser.page.locator("#stop-waiting")).to_have_text("Stop all that wait (2)")
+        await expect(browser.page.locator("#stop-waiting")).to_have_text("Stop all waiting jobs (2)")
         await other.close()
 
 
