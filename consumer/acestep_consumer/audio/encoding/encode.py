@@ -50,7 +50,8 @@ def write_song(samples: Samples, path: Path, wanted: Format, sample_rate: int, t
         samples, reached = _levelled(samples, wanted, sample_rate)
         if wanted.codec == "libmp3lame" and lame.library() is not None:
             _write_by_lame(samples, path, wanted, sample_rate)
-        elif wanted.codec == "flac" and threads > 1:
+        elif wanted.codec == "flac" and threads > 1 and wanted.sample_rate in {None, sample_rate}:
+            # Parts that are resampled would not fit together.
             _write_flac(samples, path, wanted, sample_rate, threads)
         else:
             write_by_ffmpeg(samples, path, wanted, sample_rate)
@@ -88,6 +89,7 @@ def _write_flac(samples: Samples, path: Path, wanted: Format, sample_rate: int, 
     def open_encoder() -> AudioCodecContext:
         encoder = cast("AudioCodecContext", CodecContext.create(wanted.codec, "w"))
         encoder.sample_rate, encoder.layout, encoder.format = stream.sample_rate, stream.layout, stream.format
+        encoder.options = _options(wanted)
         encoder.open()
         return encoder
 
@@ -105,9 +107,13 @@ def _add_stream(container: OutputContainer, samples: Samples, wanted: Format, sa
     stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
     if wanted.bit_rate:
         stream.bit_rate = wanted.bit_rate
-    if wanted.compression_level:
-        stream.options = {"compression_level": wanted.compression_level}
+    stream.options = _options(wanted)
     return stream
+
+
+def _options(wanted: Format) -> dict[str, str]:
+    """Return the options of FFmpeg's encoder."""
+    return {"compression_level": wanted.compression_level} if wanted.compression_level else {}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -44,6 +45,15 @@ def test_every_rate_and_number_of_channels_is_written_as_by_one_thread(
     song = noise(20 * BLOCK, channels)
     write_by_ffmpeg(song, alone, FORMATS["flac"], rate)
     write_song(song, together, FORMATS["flac"], rate, 4)
+    assert together.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize("wanted", [{"compression_level": "8"}, {"sample_rate": 44_100}], ids=str)
+def test_a_format_with_other_values_is_written_as_by_one_thread(wanted: dict[str, Any], tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone.flac", tmp_path / "together.flac"
+    song, other = music(3.0), replace(FORMATS["flac"], **wanted)
+    write_by_ffmpeg(song, alone, other, RATE)
+    write_song(song, together, other, RATE, 4)
     assert together.read_bytes() == alone.read_bytes()
 
 
