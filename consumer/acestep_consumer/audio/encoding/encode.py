@@ -107,7 +107,7 @@ def _add_stream(container: OutputContainer, samples: Samples, wanted: Format, sa
     stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
     if wanted.bit_rate:
         stream.bit_rate = wanted.bit_rate
-    stream.options = _options(wanted)
+    stream.options = {**_options(wanted)}
     return stream
 
 
