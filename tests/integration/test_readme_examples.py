@@ -92,25 +92,47 @@ def test_a_part_of_a_song_with_times_is_made_anew_by_its_id(with_a_worker: dict[
     assert beside == {Path(f"{stem}.{suffix}").name for suffix in ("mp3", "lrc", "vtt")}
 
 
-def test_the_same_is_done_over_rest_in_a_shell(with_a_worker: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def with_a_gateway(
+    with_a_worker: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of a gateway with a key, and the environment of those who use it."""
     environment = with_a_worker | {"ACESTEP_API_KEY": "secret"}
-    with GatewayProcess(tmp_path, environment) as gateway:
-        script = EXAMPLES["repaint.sh"].replace("localhost:8001", gateway.url)
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=tmp_path,
-            env=clean_environment(environment),
-            capture_output=True,
-            text=True,
-            timeout=WITHIN_S,
-            check=False,
-        )
+    with GatewayProcess(tmp_path_factory.mktemp("gateway"), environment) as gateway:
+        yield gateway.url, environment
+
+
+def run_in_a_shell(url: str, environment: dict[str, str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    script = EXAMPLES["repaint.sh"].replace("localhost:8001", url)
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=clean_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
+    )
+
+
+def test_the_same_is_done_over_rest_in_a_shell(with_a_gateway: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    done = run_in_a_shell(*with_a_gateway, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, first, other = done.stdout.splitlines()
     assert [line.partition("  ")[2] for line in lines] == ["[Verse]", "la la la", "shine on me"]
     assert (first, other) == ("text2music", "repaint")
     assert (tmp_path / "take.vtt").read_text().startswith("WEBVTT")
     assert (tmp_path / "repainted.mp3").stat().st_size > 1000
+
+
+def test_in_a_shell_it_ends_where_the_gateway_refuses(
+    with_a_gateway: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    url, environment = with_a_gateway
+    done = run_in_a_shell(url, environment | {"ACESTEP_API_KEY": "wrong"}, tmp_path)
+    assert done.returncode != 0
+    assert "401" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", WITH_EVENTS)

@@ -2,11 +2,12 @@
 """The gateway's session with the broker: publishes requests, receives events, watches the queue.
 
 The gateway starts, and goes on, without a broker: requests are answered with 503 then, and ``/health`` as always.
+Requests that come before the first connection has been made, or has failed, wait for that.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -64,6 +65,7 @@ class BrokerSession:
         self._connect = connect
         self._on_event = on_event
         self._client: RequestClient | None = None
+        self._attempted = asyncio.Event()
         self._waiting: int | None = None
         self._accepted = 0
         self.is_up = False
@@ -84,16 +86,19 @@ class BrokerSession:
                         self._receive(event)
             except* (ClientError, OSError) as errors:
                 log.warning("no events from the broker", reason=str(errors.exceptions[0]), again_in_s=round(wait_s, 1))
+            self._attempted.set()
             await asyncio.sleep(wait_s)
 
     async def submit(self, request: Mapping[str, object], *, priority: int = 0, traceparent: str | None = None) -> None:
         """Publish a request. Raises ``ClientError``."""
-        await self._current().submit(request, priority=priority, traceparent=traceparent)
+        client = await self._first_attempt()
+        await client.submit(request, priority=priority, traceparent=traceparent)
         self._accepted += 1
 
     async def cancel(self, task_id: str) -> None:
         """Ask for a job to stop. Raises ``ClientError``."""
-        await self._current().cancel(task_id)
+        client = await self._first_attempt()
+        await client.cancel(task_id)
 
     def _receive(self, event: JobEvent | WorkerEvent) -> None:
         """Take an event into account; one that cannot be must not keep the later ones from it."""
@@ -101,6 +106,13 @@ class BrokerSession:
             self._on_event(event)
         except Exception:
             log.exception("event skipped", event_id=event.id, event_type=event.type)
+
+    async def _first_attempt(self) -> RequestClient:
+        """Return the client; a gateway that has just started connects first. Raises ``Unreachable``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await self._attempted.wait()
+        return self._current()
 
     def _current(self) -> RequestClient:
         if self._client is None:
@@ -112,6 +124,7 @@ class BrokerSession:
         try:
             async with self._connect() as client, client.subscribe("job.#", "worker.#") as events:
                 self._client, self.is_up = client, True
+                self._attempted.set()
                 log.info("subscribed to events")
                 yield events
         finally:

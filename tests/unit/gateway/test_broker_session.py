@@ -35,9 +35,9 @@ async def test_it_connects_as_soon_as_it_can_and_counts_what_waits(monkeypatch: 
         yield client
 
     session = BrokerSession(connect, receive)
+    running = asyncio.create_task(session.run())
     with pytest.raises(Unreachable):
         await session.submit({"task_id": "a"})
-    running = asyncio.create_task(session.run())
     await eventually(lambda: session.is_up)
     client.ready = 4
     await eventually(lambda: session.queue_size == 4)
@@ -49,6 +49,44 @@ async def test_it_connects_as_soon_as_it_can_and_counts_what_waits(monkeypatch: 
     running.cancel()
     await asyncio.wait({running})
     assert not session.is_up
+
+
+async def test_requests_of_the_first_moments_wait_for_the_connection() -> None:
+    client, reached = FakeRequestClient(), asyncio.Event()
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[FakeRequestClient]:
+        await reached.wait()
+        yield client
+
+    session = BrokerSession(connect, lambda _: None)
+    running = asyncio.create_task(session.run())
+    early = asyncio.create_task(session.submit({"task_id": "a"}))
+    stopped = asyncio.create_task(session.cancel("b"))
+    await asyncio.sleep(0)
+    reached.set()
+    await early
+    await stopped
+    assert [request["task_id"] for request in client.published] == ["a"]
+    assert client.cancelled == ["b"]
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_they_do_not_wait_longer_than_a_client_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_session, "PATIENCE_S", 0.05)
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[FakeRequestClient]:
+        await asyncio.Event().wait()
+        yield FakeRequestClient()
+
+    session = BrokerSession(connect, lambda _: None)
+    running = asyncio.create_task(session.run())
+    with pytest.raises(Unreachable):
+        await session.submit({"task_id": "a"})
+    running.cancel()
+    await asyncio.wait({running})
 
 
 async def test_a_queue_that_cannot_be_asked_is_not_ready_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
