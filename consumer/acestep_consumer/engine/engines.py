@@ -69,7 +69,8 @@ class Engines:
         rendering = asyncio.create_task(self._renderer.start(), name="renderer start")
         try:
             device = await self._first_device(rendering)
-            self._lm_plan = plan = plan_lm(request, self._table.tier_of(device.vram_gb), device.vram_gb)
+            plan = plan_lm(request, self._table.tier_of(device.vram_gb), device.vram_gb)
+            self._lm_plan = plan = self._with_room(plan, device)
             if plan is None:
                 await rendering
             else:
@@ -207,9 +208,29 @@ class Engines:
             return DeviceFound(device=report.device, vram_gb=report.vram_gb)
         return found.result()
 
+    def _with_room(self, plan: LmPlan | None, device: DeviceFound) -> LmPlan | None:
+        """Return the plan if it leaves the renderer some memory, else none.
+
+        Raises ``EngineUnusable`` for one that is required.
+        """
+        if plan is None or not self._is_shared(device) or renderer_share(plan, device.vram_gb):
+            return plan
+        reason = (
+            f"{plan.model} leaves the renderer none of the {device.vram_gb:.3g} GB of {device.device}: "
+            "set ACESTEP_LM_DEVICE=cpu, or ACESTEP_INIT_LLM=false to do without a language model"
+        )
+        if plan.required:
+            raise EngineUnusable(reason)
+        log.warning("no language model was loaded, requests that need one will fail", reason=reason)
+        return None
+
+    def _is_shared(self, device: DeviceFound) -> bool:
+        """Whether both engines are on one GPU."""
+        return bool(device.vram_gb) and self._lm_device(device) == device.device
+
     def _share_memory(self, plan: LmPlan, device: DeviceFound) -> None:
-        """Set the renderer's memory share where both engines are on one device."""
-        if device.vram_gb and self._lm_device(device) == device.device:
+        """Set the renderer's memory share where both engines are on one GPU."""
+        if self._is_shared(device):
             self._renderer.set_memory_share(renderer_share(plan, device.vram_gb))
 
     def _lm_device(self, renderer: DeviceFound) -> str:

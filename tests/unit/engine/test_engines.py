@@ -15,6 +15,7 @@ from acestep_consumer.engine import engines as engines_module
 from acestep_consumer.engine.adapters import PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.engines import Engines
 from acestep_consumer.engine.messages import TO_ENGINE, ConfigurePlanner
+from acestep_consumer.engine.supervisor import EngineUnusable
 from acestep_consumer.policy.tiers import BUILT_IN
 from tests.support.waiting import WITHIN_S, eventually
 
@@ -106,6 +107,28 @@ async def test_the_renderer_leaves_memory_to_a_language_model_on_its_device_what
     await start.engines.stop()
 
 
+async def test_a_language_model_that_leaves_the_renderer_no_memory_is_refused(make_start: MakeStart) -> None:
+    start = make_start(3, driver=False)
+    with pytest.raises(EngineUnusable, match=r"leaves the renderer none of the 3 GB of cuda:0: set ACESTEP_LM_DEVICE="):
+        await start.engines.start()
+    assert start.loads() == []
+
+
+@pytest.mark.parametrize("driver", [True, False])
+async def test_where_it_is_not_required_the_worker_starts_without_it(make_start: MakeStart, *, driver: bool) -> None:
+    start = make_start(3, driver=driver)
+    tiers = tuple(tier.model_copy(update={"lm_by_default": True}) for tier in BUILT_IN.tiers)
+    table = BUILT_IN.model_copy(update={"tiers": tiers})
+    start.engines = Engines(load({"ACESTEP_CUDA_MPS": "false"}, None), table, log_json=True)
+    start.may_be_ready.touch()
+    async with asyncio.timeout(WITHIN_S):
+        await start.engines.start()
+    assert start.loads() == []
+    assert start.engines.limits().lm is None
+    assert start.engines._renderer._configure.memory_gb is None
+    await start.engines.stop()
+
+
 @pytest.mark.parametrize("driver", [True, False])
 async def test_on_a_small_card_the_planner_waits_until_the_renderer_has_measured(
     make_start: MakeStart, *, driver: bool
@@ -138,7 +161,7 @@ async def test_a_planner_that_finds_no_memory_beside_the_renderer_starts_again_a
 async def test_a_planner_that_was_started_ahead_of_a_card_without_one_ends(
     make_start: MakeStart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = make_start(4, driver=True)
+    start = make_start(3, driver=True)
     settings = load({"ACESTEP_CUDA_MPS": "false"}, None)
     start.engines = Engines(settings, BUILT_IN, log_json=True)
     start.may_be_ready.touch()

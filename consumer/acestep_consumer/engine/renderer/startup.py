@@ -79,7 +79,8 @@ def open_runtime(
     footprint = scheduler.run_on_device(
         lambda: measure(list(runners.values()), device, lambda step: notify(step, "warm-up"))
     )
-    share_gb = share_gb or share_of(settings.max_vram_gb)
+    if share_gb is None:
+        share_gb = share_of(settings.max_vram_gb)
     scheduler.run_on_device(lambda: scheduler.set_budget(budget_for(footprint, device, share_gb, settings.pack_tokens)))
     found = RendererReport(
         device=report.device,
