@@ -89,6 +89,20 @@ async def test_a_job_is_told_of_from_order_to_song(page_client: PageClient, tmp_
     assert (song["seed"], song["name"]) == ("5", f"{task_id}-0.wav")
 
 
+async def test_a_file_of_the_readers_own_is_the_source_of_a_song(page_client: PageClient) -> None:
+    first = await page_client.submit(prompt="bytes=300000")
+    await page_client.until(first, "completed")
+    http, url = page_client.http, page_client.url
+    async with http.get(f"{url}/audio/{first}/0") as answer:
+        song = await answer.read()
+    async with http.post(f"{url}/uploads", params={"name": "mine.wav"}, data=song, headers={"Origin": url}) as answer:
+        assert answer.status == 201
+        address = (await answer.json())["address"]
+    task_id = await page_client.submit(prompt="as jazz", task_type="cover", src_audio_path=address)
+    card = await page_client.until(task_id, "completed")
+    assert card["request"]["src_audio_path"] == address
+
+
 async def test_a_song_is_sent_whole_in_ranges_and_not_twice(page_client: PageClient) -> None:
     task_id = await page_client.submit(prompt="bytes=300000")
     size = (await page_client.until(task_id, "completed"))["songs"][0]["bytes"]

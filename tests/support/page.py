@@ -17,11 +17,13 @@ from pydantic import BaseModel
 
 from acestep_consumer.audio.peaks import peaks_of
 from acestep_consumer.client.results import Results
+from acestep_consumer.client.uploads import UploadStore
 from acestep_consumer.config.settings import load
 from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.job_board import JobBoard, QueueState
 from acestep_consumer.webui.origin_check import OriginCheck
 from acestep_consumer.webui.server import PageServer
+from acestep_consumer.webui.source_upload import SourceUpload
 from acestep_schemas import examples
 from acestep_schemas.events import Audio, JobCompleted, JobStarted
 from acestep_schemas.request import GenerationRequest
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from playwright.async_api import Locator, Page
 
 RATE = 8_000
+MAX_UPLOAD_BYTES = 1_000_000
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -136,7 +139,7 @@ async def served_page() -> AsyncIterator[ServedPage]:
     settings = load({}, env_file=None).storage
     stored = cast("Results", results)
     songs = AudioProxy(settings, stored, board.audios_of)
-    server = PageServer(client, board, songs, stored)
+    server = PageServer(client, board, songs, stored, SourceUpload(UploadStore(stored, settings), MAX_UPLOAD_BYTES))
     board.set_queue_state(QueueState(broker=True, waiting=0, workers=1))
     # Updates come as they happen: tests need not wait for what spares a person's browser.
     with patch("acestep_consumer.webui.server.BETWEEN_UPDATES_S", 0.01):

@@ -17,6 +17,7 @@ from acestep_consumer.broker.inspection import BrokerInspection, QueueDepth
 from acestep_consumer.broker.topology import GENERATE, NOTICES, tier_queue
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.client.results import Results
+from acestep_consumer.client.uploads import UploadStore
 from acestep_consumer.commands.base import print_client_error, print_error, print_warning
 from acestep_consumer.commands.http_site import cannot_bind, site
 from acestep_consumer.commands.terminal import silence_client
@@ -29,6 +30,7 @@ from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.job_board import JobBoard, QueueState, add_events, look_up_silent_jobs, poll_queue_state
 from acestep_consumer.webui.origin_check import OriginCheck, is_loopback
 from acestep_consumer.webui.server import PageServer
+from acestep_consumer.webui.source_upload import SourceUpload
 
 # How long open requests may take at the end: a song that is playing is cut off.
 _CLOSE_S: Final = 1.0
@@ -66,7 +68,9 @@ async def _serve(client: Client, settings: Settings, options: ListenOptions, not
     try:
         async with client.subscribe("job.#", "worker.#") as events:
             songs = AudioProxy(settings.storage, endings, board.audios_of)
-            app = PageServer(client, board, songs, endings).application(OriginCheck(options.host, options.names))
+            upload = SourceUpload(UploadStore(endings, settings.storage), settings.inputs.max_bytes)
+            page = PageServer(client, board, songs, endings, upload)
+            app = page.application(OriginCheck(options.host, options.names))
             try:
                 async with site(app, options.host, options.port, close_s=_CLOSE_S) as url:
                     await _announce(f"{url}/", options, note)

@@ -24,6 +24,7 @@ from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.job_board import JobBoard, QueueState, look_up_silent_jobs, poll_queue_state
 from acestep_consumer.webui.origin_check import HEADERS, OriginCheck, foreign_refusal
 from acestep_consumer.webui.server import PageServer
+from acestep_consumer.webui.source_upload import SourceUpload
 from acestep_schemas.events import JobEvent, WorkerEvent
 
 LOGIN: Final = {"WWW-Authenticate": 'Basic realm="ACE-Step: any name, and an API key as password", charset="UTF-8"'}
@@ -40,6 +41,7 @@ class WebPage:
         session: publishes requests, knows the queue's length.
         results: how jobs ended, and songs.
         settings: where songs are.
+        upload: stores audio that the form sends.
         admit: called with the owner of a request to make songs; raises ``ApiError`` where there are too many.
     """
 
@@ -51,6 +53,7 @@ class WebPage:
         results: Results,
         *,
         settings: StorageSettings,
+        upload: SourceUpload,
         admit: Callable[[str], None],
     ) -> None:
         self._keys = keys
@@ -60,7 +63,7 @@ class WebPage:
         self._admit = admit
         self._board = JobBoard()
         songs = AudioProxy(settings, results, self._board.audios_of)
-        self._server = PageServer(_PageClient(session), self._board, songs, results)
+        self._server = PageServer(_PageClient(session), self._board, songs, results, upload)
 
     def add(self, event: JobEvent | WorkerEvent) -> None:
         """Show an event."""

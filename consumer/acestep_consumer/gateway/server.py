@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from acestep_consumer.client.results import Results
+from acestep_consumer.client.uploads import UploadStore
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.gateway.answers import add_request_id, answer_errors
 from acestep_consumer.gateway.audio_routes import AudioRoutes, SongFinder
@@ -31,10 +32,11 @@ from acestep_consumer.gateway.spans import PREFIX, trace_requests
 from acestep_consumer.gateway.submission import Submission
 from acestep_consumer.gateway.task_routes import TaskRoutes
 from acestep_consumer.gateway.tasks import TaskStates
-from acestep_consumer.gateway.uploads import UploadSpool, UploadStore
+from acestep_consumer.gateway.uploads import UploadSpool
 from acestep_consumer.gateway.worker_list import WorkerList
 from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.origin_check import OriginCheck
+from acestep_consumer.webui.source_upload import SourceUpload
 from acestep_schemas.events import JobEvent, WorkerEvent
 from acestep_schemas.request import TASK_ID_PATTERN
 
@@ -78,7 +80,7 @@ class Gateway:
         connect: "Callable[[], AbstractAsyncContextManager[RequestClient]]",
         results: Results,
         songs: Results | None = None,
-        upload_folder: Callable[[], Path] | None = None,
+        upload_folder: Callable[[], Path | None] | None = None,
     ) -> None:
         self._settings = settings
         self.keys = ApiKeyCheck(settings.gateway.keys)
@@ -87,14 +89,16 @@ class Gateway:
         self.workers = WorkerList(settings.gateway.models)
         self.session = BrokerSession(connect, self._add)
         finder = SongFinder(self.tasks)
-        spool = UploadSpool(settings.inputs.max_bytes, upload_folder or (lambda: settings.engine.scratch_dir))
+        folder_of_uploads = upload_folder or (lambda: settings.engine.scratch_dir)
+        uploads = UploadStore(results, settings.storage)
+        spool = UploadSpool(settings.inputs.max_bytes, folder_of_uploads)
         max_bytes = settings.broker.max_message_bytes
         rate_limit = RateLimit(settings.gateway.tasks_per_minute)
         submission = Submission(
             self.session,
             self.tasks,
             MessageBuilder(settings.gateway, settings.inputs, finder.address),
-            UploadStore(results, settings.storage),
+            uploads,
             rate_limit=rate_limit,
             max_bytes=max_bytes,
         )
@@ -114,7 +118,15 @@ class Gateway:
         # Hosts are checked without a key alone, and then it listens on loopback.
         self._hosts = OriginCheck(LOOPBACK)
         self._page = (
-            WebPage(self.keys, self._hosts, self.session, results, settings=settings.storage, admit=rate_limit.admit)
+            WebPage(
+                self.keys,
+                self._hosts,
+                self.session,
+                results,
+                settings=settings.storage,
+                upload=SourceUpload(uploads, settings.inputs.max_bytes, folder_of_uploads),
+                admit=rate_limit.admit,
+            )
             if settings.gateway.page
             else None
         )

@@ -13,6 +13,8 @@ import structlog
 from aiohttp import web
 
 from acestep_consumer.client.errors import ClientError, NoQueue, QueueFull
+from acestep_consumer.client.uploads import SpooledFile, UploadStore
+from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.gateway.answers import ApiError, busy
 from acestep_consumer.gateway.broker_session import BrokerSession
 from acestep_consumer.gateway.messages import MessageBuilder, idempotency_key, request_fields
@@ -21,7 +23,6 @@ from acestep_consumer.gateway.spans import traceparent_of
 from acestep_consumer.gateway.task_ids import new_task_id, task_id_of
 from acestep_consumer.gateway.task_items import TaskView
 from acestep_consumer.gateway.tasks import TaskStates
-from acestep_consumer.gateway.uploads import SpooledFile, UploadStore
 from acestep_consumer.observability.tracing import publish_span
 
 AWAITED_PRIORITY: Final = 9
@@ -124,7 +125,7 @@ class Submission:
         addresses = self._uploads.addresses(task_id, order.files)
         message = await self._builder.build(task_id, fields, addresses)
         self._require_size(message)
-        await self._uploads.put(task_id, order.files)
+        await self._store(task_id, order.files)
         await self._publish(task_id, message, order, addresses)
         log.info("task accepted", task_id=task_id, key=order.owner, uploads=len(addresses))
         return self._tasks.known(task_id) or TaskView(task_id=task_id, created=int(time.time()))
@@ -182,6 +183,13 @@ class Submission:
     async def _stop(self, task_id: str) -> None:
         with suppress(ClientError):
             await self._session.cancel(task_id)
+
+    async def _store(self, task_id: str, files: Mapping[str, SpooledFile]) -> None:
+        try:
+            await self._uploads.put(task_id, files)
+        except StorageUnavailable:
+            text = "the upload cannot be stored now: the storage does not answer"
+            raise busy(HTTPStatus.SERVICE_UNAVAILABLE, text, _RETRY_S) from None
 
     async def _publish(
         self, task_id: str, message: Mapping[str, Any], order: TaskOrder, addresses: Mapping[str, str]

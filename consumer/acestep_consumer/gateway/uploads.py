@@ -1,29 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uploaded audio: spooled to a file while it arrives, and put into the bucket once the request is let in.
-
-A file lies in a temporary folder under a name of ours; nothing that a client names becomes a path or a key. Objects are
-``<prefix>/uploads/<task_id>/<field><suffix>``: an expiry rule on ``<prefix>/uploads/`` deletes them.
-"""
+"""Multipart forms: their files are spooled while they arrive, and stored once the request is let in."""
 
 import asyncio
 import hashlib
-import re
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final
 
 import structlog
 from aiohttp import BodyPartReader, web
 
-from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.domain.errors import DiskFull, StorageUnavailable
-from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, UploadAddresses
+from acestep_consumer.client.uploads import UPLOAD_S, SpooledFile, chunks_of, spool, suffix_of
+from acestep_consumer.domain.errors import DiskFull
 from acestep_consumer.domain.parse import gathered
-from acestep_consumer.domain.ports import Objects
 from acestep_consumer.gateway.answers import ApiError, busy
 from acestep_consumer.gateway.auth import TOKEN
 
@@ -40,31 +33,13 @@ MAX_TEXT_BYTES: Final = 1 << 20
 MAX_STRANGER_BYTES: Final = 32 << 20
 """Bytes of files that are spooled before a key was seen: ``ai_token`` may come after them."""
 
-SILENCE_S: Final = 60.0
-"""Longest time without a byte of an upload."""
-
-UPLOAD_S: Final = 900.0
 AT_ONCE: Final = 16
 STRANGERS_AT_ONCE: Final = 4
 """Of these, uploads of requests that have shown no key yet: they must not keep others out."""
 
 _RETRY_S: Final = 5.0
-_STORE_S: Final = 60.0
-_CHUNK_BYTES: Final = 1 << 20
-_SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,5}")
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpooledFile:
-    """An uploaded file on disk. ``field``: the request's field that it replaces; ``suffix``: a hint for the decoder."""
-
-    field: str
-    suffix: str
-    path: Path
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +104,7 @@ class UploadSpool:
                 with _on_disk():
                     await asyncio.to_thread(path.write_bytes, content)
                 digest = hashlib.sha256(content).hexdigest()
-                files[name] = SpooledFile(field=name, suffix=suffix, path=path, size=len(content), sha256=digest)
+                files[name] = SpooledFile(suffix=suffix, path=path, size=len(content), sha256=digest)
             yield files
 
     @asynccontextmanager
@@ -194,11 +169,11 @@ class _FormReader:
     async def _read_part(self, part: BodyPartReader) -> None:
         name = part.name or ""
         if part.filename:
-            found = await self._spool(part, name)
+            found = await self._spool(part)
             self._files.setdefault(name, found)
             return
         text = bytearray()
-        async for chunk in _chunks(part):
+        async for chunk in chunks_of(part.read_chunk):
             text += chunk
             if len(text) > MAX_TEXT_BYTES:
                 raise ApiError(HTTPStatus.BAD_REQUEST, f"Field exceeded maximum size of {MAX_TEXT_BYTES // 1024}KB.")
@@ -207,26 +182,9 @@ class _FormReader:
         if name == TOKEN and self._is_key is not None and self._is_key(self._texts[-1][1]):
             self._is_key = None
 
-    async def _spool(self, part: BodyPartReader, name: str) -> SpooledFile:
+    async def _spool(self, part: BodyPartReader) -> SpooledFile:
         path = self._folder / str(len(self._files))
-        digest, size, buffer = hashlib.sha256(), 0, bytearray()
-        with path.open("wb", buffering=0) as file:
-            async for chunk in _chunks(part):
-                buffer += chunk
-                size += len(chunk)
-                self._check_size(size, len(chunk))
-                if len(buffer) >= _CHUNK_BYTES:
-                    await asyncio.to_thread(_append, file.write, digest.update, bytes(buffer))
-                    buffer.clear()
-            await asyncio.to_thread(_append, file.write, digest.update, bytes(buffer))
-        suffix = PurePosixPath(part.filename or "").suffix.lower()
-        return SpooledFile(
-            field=FILE_FIELDS.get(name, ""),
-            suffix=suffix if _SUFFIX.fullmatch(suffix) else "",
-            path=path,
-            size=size,
-            sha256=digest.hexdigest(),
-        )
+        return await spool(chunks_of(part.read_chunk), path, suffix_of(part.filename or ""), self._check_size)
 
     def _check_size(self, size: int, more: int) -> None:
         self._received += more
@@ -237,63 +195,6 @@ class _FormReader:
             raise ApiError(HTTPStatus.UNAUTHORIZED, text)
 
 
-async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
-    while True:
-        async with asyncio.timeout(SILENCE_S):
-            chunk = await part.read_chunk()
-        if not chunk:
-            return
-        yield chunk
-
-
 def _too_large(max_bytes: int) -> ApiError:
     text = f"the file has more than {max_bytes:,} bytes (ACESTEP_INPUT_MAX_BYTES)"
     return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
-
-
-def _append(write: Callable[[bytes], object], update: Callable[[bytes], object], chunk: bytes) -> None:
-    update(chunk)
-    write(chunk)
-
-
-class ObjectsSource(Protocol):
-    """Connects to the storage at the first call: ``acestep_consumer.client.results.Results``."""
-
-    async def objects(self) -> Objects:
-        """Return the storage. Raises ``StorageUnavailable``."""
-
-
-class UploadStore:
-    """Puts spooled files into the result bucket."""
-
-    def __init__(self, results: ObjectsSource, settings: StorageSettings) -> None:
-        self._results = results
-        self._addresses = UploadAddresses(settings.bucket, settings.prefix)
-
-    def addresses(self, task_id: str, files: Mapping[str, SpooledFile]) -> dict[str, str]:
-        """Return the ``s3://`` address that each file will have, by the field that it replaces."""
-        return {name: str(self._addresses.of(task_id, f"{name}{file.suffix}")) for name, file in files.items()}
-
-    async def put(self, task_id: str, files: Mapping[str, SpooledFile]) -> None:
-        """Store the files at their addresses. Raises ``ApiError`` (503)."""
-        addresses = self.addresses(task_id, files)
-        try:
-            async with asyncio.timeout(_STORE_S):
-                for name, file in files.items():
-                    content = ObjectContent(
-                        body=file.path, size=file.size, sha256=file.sha256, content_type="application/octet-stream"
-                    )
-                    await (await self._results.objects()).put(ObjectAddress.of(addresses[name]), content)
-        except (StorageUnavailable, TimeoutError):
-            await self.delete(addresses)
-            text = "the upload cannot be stored now: the storage does not answer"
-            raise busy(HTTPStatus.SERVICE_UNAVAILABLE, text, _RETRY_S) from None
-
-    async def delete(self, stored: Mapping[str, str]) -> None:
-        """Delete uploads of a request that was not accepted. What cannot be deleted now is left to the expiry rule."""
-        try:
-            async with asyncio.timeout(_RETRY_S):
-                for address in stored.values():
-                    await (await self._results.objects()).delete(ObjectAddress.of(address))
-        except (StorageUnavailable, TimeoutError):
-            return

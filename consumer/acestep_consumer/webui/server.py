@@ -25,6 +25,7 @@ from acestep_consumer.webui.job_board import JobBoard, UpdateFeed
 from acestep_consumer.webui.job_request import JobRequest
 from acestep_consumer.webui.job_view import file_name
 from acestep_consumer.webui.origin_check import OriginCheck, add_headers
+from acestep_consumer.webui.source_upload import SourceUpload, UploadRefused
 from acestep_schemas.coerce import LANGUAGES
 from acestep_schemas.events import JobCompleted
 from acestep_schemas.request import (
@@ -77,13 +78,17 @@ class PageServer:
         board: the latest jobs.
         songs: audio from S3.
         results: reads how a job ended, for jobs that are opened by id.
+        upload: stores audio that the form sends.
     """
 
-    def __init__(self, client: JobClient, board: JobBoard, songs: AudioProxy, results: Results) -> None:
+    def __init__(
+        self, client: JobClient, board: JobBoard, songs: AudioProxy, results: Results, upload: SourceUpload
+    ) -> None:
         self._client = client
         self._board = board
         self._songs = songs
         self._results = results
+        self._source_upload = upload
         self._closing = asyncio.Event()
 
     def application(self, origin_check: OriginCheck) -> web.Application:
@@ -107,6 +112,7 @@ class PageServer:
         yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}/{{kind:lrc|vtt}}", self._lyrics
         yield "GET", f"/jobs/{_TASK_ID}/request", self._request
         yield "POST", "/jobs", self._submit
+        yield "POST", "/uploads", self._upload
         yield "POST", f"/jobs/{_TASK_ID}/cancel", self._cancel
         yield "POST", f"/jobs/{_TASK_ID}/show", self._show
 
@@ -157,8 +163,9 @@ class PageServer:
             return web.Response(status=error.status, text=f"{error}\n")
 
     async def _options(self, _: web.Request) -> web.Response:
-        """Tell which fields requests of this version have, for the controls of the form."""
-        return web.json_response({"fields": sorted(FIELDS), "languages": list(LANGUAGES)})
+        """Tell which fields requests of this version have and how large a file may be, for the form."""
+        largest = self._source_upload.max_bytes
+        return web.json_response({"fields": sorted(FIELDS), "languages": list(LANGUAGES), "upload_bytes": largest})
 
     async def _request(self, request: web.Request) -> web.Response:
         """Send the whole request of a job, or with ``?another`` the one that makes another song like it."""
@@ -235,6 +242,13 @@ class PageServer:
             return _client_error(error)
         self._board.mark_sent(task_id, await self._place())
         return web.json_response({"task_id": task_id}, status=HTTPStatus.ACCEPTED)
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        """Store the body, a file, and send the address for a request's ``src_audio_path``."""
+        try:
+            return web.json_response({"address": await self._source_upload.receive(request)}, status=HTTPStatus.CREATED)
+        except UploadRefused as error:
+            return _problem(error.status, error.code, str(error))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         task_id = request.match_info["task_id"]

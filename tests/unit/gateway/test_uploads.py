@@ -6,7 +6,7 @@ import io
 import os
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY, Mock
+from unittest.mock import ANY, AsyncMock
 
 import aiohttp
 import pytest
@@ -200,7 +200,7 @@ async def test_a_full_disk_is_503_and_the_next_upload_finds_room(monkeypatch: py
     parts = (("src_audio", b"sound", "a.wav"), ("prompt", "a", None))
     async with gateway() as served:
         with monkeypatch.context() as patched:
-            patched.setattr(uploads, "_append", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+            patched.setattr(uploads, "spool", AsyncMock(side_effect=OSError(errno.ENOSPC, "full")))
             status, answer = await send(served, *parts)
             assert (status, "no room for uploads" in answer["detail"]) == (503, True)
         assert await send(served, *parts) == (200, ANY)

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page's form, in headless Chromium: what it sends, what it refuses, and what it does not offer."""
 
+import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
 from playwright.async_api import Page, expect
 
 from acestep_consumer.client import Unreachable
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
 from acestep_schemas import examples
 from acestep_schemas.events import LmChoice, Worker, WorkerEvent
 from acestep_schemas.request import GenerationRequest
 from tests.support.browser import OpenTab
-from tests.support.page import sent, served_page
+from tests.support.gateway import FakeResults
+from tests.support.page import MAX_UPLOAD_BYTES, sent, served_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -386,3 +390,66 @@ async def test_a_lora_and_a_section_of_new_lines_are_edited_as_they_were_asked_f
         await page.locator("#job-third .edit").click()
         await expect(page.locator("#extra")).to_contain_text("LoRA")
         assert (await sent(page, served))["lora"] == {"path": "mine", "alpha": 8}
+
+
+async def choose(page: Page, name: str, content: bytes) -> None:
+    file: Any = {"name": name, "mimeType": "audio/wav", "buffer": content}
+    await page.get_by_label("Or a file of yours").set_input_files(file)
+
+
+async def test_a_file_of_the_readers_own_is_uploaded_and_becomes_the_source(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_label("What to make").select_option("cover")
+        await fill(page, prompt="as jazz", source_task_id="some-job")
+        await choose(page, "../my song.WAV", b"RIFF" + bytes(300_000))
+        await expect(page.get_by_text("my song.WAV is uploaded.")).to_be_visible()
+        published = await sent(page, served)
+        ((address, stored),) = served.results.stored.items()
+        assert published == {
+            "prompt": "as jazz",
+            "task_type": "cover",
+            "audio_format": "mp3",
+            "src_audio_path": address,
+        }
+        assert re.fullmatch(r"s3://acestep/jobs/uploads/[0-9a-f]{32}/src_audio_path\.wav", address)
+        assert stored == b"RIFF" + bytes(300_000)
+
+
+async def test_a_file_that_is_not_taken_says_why_and_another_one_is(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_label("What to make").select_option("cover")
+        await choose(page, "long.wav", bytes(MAX_UPLOAD_BYTES + 1))
+        await expect(page.get_by_text("long.wav was not uploaded: The file is too large.")).to_be_visible()
+        served.results.away, browser.expected = True, "/uploads?name=one.wav"
+        await choose(page, "one.wav", b"RIFF")
+        await expect(page.get_by_text("one.wav was not uploaded: The storage does not answer.")).to_be_visible()
+        served.results.away = False
+        await choose(page, "two.wav", b"RIFF")
+        await expect(page.get_by_text("two.wav is uploaded.")).to_be_visible()
+        assert len(served.results.stored) == 1
+
+
+async def test_a_request_waits_for_the_end_of_its_upload(tab: OpenTab, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, may_go_on = asyncio.Event(), asyncio.Event()
+    put = FakeResults.put
+
+    async def slow(results: FakeResults, address: ObjectAddress, content: ObjectContent) -> bool:
+        arrived.set()
+        await may_go_on.wait()
+        return await put(results, address, content)
+
+    monkeypatch.setattr(FakeResults, "put", slow)
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_label("What to make").select_option("cover")
+        await fill(page, prompt="as jazz")
+        await choose(page, "song.wav", b"RIFF")
+        await arrived.wait()
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(page.locator("#answer")).to_have_text("Wait until the file is uploaded.")
+        assert not served.client.published
+        may_go_on.set()
+        await expect(page.get_by_text("song.wav is uploaded.")).to_be_visible()
+        assert "src_audio_path" in await sent(page, served)

@@ -60,6 +60,21 @@ export function tell(line, kind, text) {
 export const post = (path, body = {}) =>
   ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
+/** As `post`, for a file. `onProgress(share)`: called as it is sent. `signal`: aborts it, which resolves to null. */
+export function upload(path, file, onProgress, signal) {
+  return new Promise((resolve) => {
+    const request = new XMLHttpRequest(); // fetch tells nothing of what has been sent
+    request.open("POST", path);
+    request.responseType = "json";
+    request.upload.addEventListener("progress", ({ loaded, total }) => onProgress(total ? loaded / total : 0));
+    request.addEventListener("load", () => resolve(request.response ?? { error: { code: "http", message: `HTTP ${request.status}` } }));
+    request.addEventListener("error", () => resolve({ error: { code: "away", message: t("server.away") } }));
+    request.addEventListener("abort", () => resolve(null));
+    signal.addEventListener("abort", () => request.abort());
+    request.send(file);
+  });
+}
+
 /** As `post`, for what only reads. */
 export const read = (path) => ask(path, {});
 

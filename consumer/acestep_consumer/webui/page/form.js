@@ -5,6 +5,7 @@ import { byId, make, post, setPairs, setText, tell } from "./dom.js";
 import { BY_ID, BY_ID_ALONE, FIELDS, fieldsOf, isPaired, join, KINDS, kindOf, MORE, SHOWN_BY, split, WITHOUT_WORDS } from "./fields.js";
 import { localize, onLanguage, t } from "./i18n.js";
 import { capitalized, codes, labelled, problem, ruled } from "./text.js";
+import { dropUpload, isUploading, setLargest, startUpload } from "./upload.js";
 
 const DEFAULTS = { audio_format: "mp3" };
 // What a kind begins with where none of its controls has a value: without one there is nothing to make.
@@ -55,6 +56,7 @@ export function fillForm(request, kind = kindOf(request), words = {}) {
   orderId = newId();
   mark([]);
   answer("", "");
+  dropUpload();
   showKind();
   showExtra();
   const { controls } = KINDS[kind];
@@ -79,6 +81,15 @@ function readControls() {
   else for (const name of BY_ID) delete given[name];
   const quality = control("draft").checked ? { quality: "draft" } : {};
   return { ...KINDS[kind].fixed, ...quality, ...join(given) };
+}
+
+/** The song is made from a file that was uploaded, and not from what was named before it. */
+function takeUpload(address) {
+  for (const name of BY_ID) control(name).value = "";
+  control("src_audio_path").value = address;
+  orderId = newId();
+  mark([]);
+  showSource();
 }
 
 /** Adds the field that is named by hand to those that are sent. */
@@ -200,8 +211,9 @@ function ownProblems(kind) {
   const given = (name) => control(name).value.trim();
   const found = {};
   const byAddress = !BY_ID_ALONE.includes(kind) && given("src_audio_path");
-  if (kind !== "new" && !given("source_task_id") && !byAddress) found.source_task_id = "answer.no_source";
-  if (kind !== "new" && given("source_task_id") && byAddress) found.src_audio_path = "answer.two_sources";
+  if (kind !== "new" && isUploading()) found.src_audio_path = "answer.uploading";
+  else if (kind !== "new" && !given("source_task_id") && !byAddress) found.source_task_id = "answer.no_source";
+  else if (kind !== "new" && given("source_task_id") && byAddress) found.src_audio_path = "answer.two_sources";
   if (!WITHOUT_WORDS.includes(kind) && !given("prompt") && !extra.sample_query) found.prompt = "answer.no_prompt";
   if (kind === "lines" && !isPaired(control("lines_before").value, control("lines_after").value)) found.lines_after = "answer.unpaired";
   else if (kind === "lines" && !extra.replace_lines && !readForm().replace_lines) found.lines_after = "answer.no_lines";
@@ -277,6 +289,7 @@ function showLanguages(codes) {
 async function readOptions() {
   const found = await fetch("/options").then((answer) => answer.json()).catch(() => null);
   if (!found) return;
+  setLargest(found.upload_bytes ?? Infinity);
   const present = new Set(found.fields);
   for (const element of document.querySelectorAll("[data-field]")) hideUnless(present, element);
   for (const { content } of document.querySelectorAll("template")) {
@@ -315,6 +328,7 @@ export async function startForm(page) {
     showKind();
   });
   control("source_task_id").addEventListener("input", showSource);
+  startUpload(takeUpload);
   byId("extra-add").addEventListener("click", () => {
     const wrong = Object.entries(namedProblem());
     mark(wrong.map(([name, key]) => [name, t(key)]));
