@@ -213,6 +213,22 @@ def test_the_story_fits_on_a_screen_and_has_a_stage_a_line() -> None:
     assert within == sorted(within)
 
 
+@pytest.mark.parametrize(
+    ("name", "users"),
+    [
+        ("cancel_scope.unless_cancelled", set()),
+        ("cancel_scope.deadline", set()),
+        ("cancel_scope.check_queue_deadline", set()),
+        ("stage_limits.JobPlaces", set()),
+        ("progress.ProgressReporter", {"execution.context"}),  # which holds it
+        ("retries.RetryPolicy", {"app"}),  # which makes it
+    ],
+)
+def test_what_wraps_a_job_is_applied_by_its_runner_alone(name: str, users: set[str]) -> None:
+    full = f"{PRODUCT}.execution.{name}"
+    assert {name_of(path) for path in MODULES if full in imports_of(path)} == {"execution.runner"} | users
+
+
 def test_codes_are_written_as_text_in_one_place() -> None:
     assert {name_of(path) for path in MODULES if "<|audio_code_{" in path.read_text(encoding="utf-8")} == {
         "domain.audio_codes"
