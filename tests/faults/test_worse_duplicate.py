@@ -25,8 +25,8 @@ async def completed(seen: Scenario) -> None:
     await eventually(lambda: "completed" in seen.recorder.states("song"), WITHIN_S)
     told = next(heard for heard in seen.recorder.of("song") if heard.state == "completed")
     assert await seen.object_store.wrongs(told.data) == []
-    await seen.peer.submit(task_id="song", prompt=told.data["request"]["prompt"])
     count = seen.recorder.states("song").count("completed")
+    await seen.peer.submit(task_id="song", prompt=told.data["request"]["prompt"])
     await eventually(lambda: seen.recorder.states("song").count("completed") > count, WITHIN_S)
 
 

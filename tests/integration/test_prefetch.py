@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.client import Client
 from acestep_consumer.config.settings import load
 from acestep_consumer.domain.errors import Verdict
+from acestep_consumer.worker import prefetch_controller
+from acestep_consumer.worker.prefetch_controller import PrefetchController
 from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, PrefetchTuning
 from acestep_schemas.events import JobCompleted, JobStarted, WorkerEvent
 from infra.local.ports import PortClaim
@@ -249,7 +251,6 @@ def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.Mo
         if name.startswith("AWS_"):
             monkeypatch.setenv(name, value)
     habits = PrefetchTuning(measure_s=0.4, jobs_each=4, least_jobs=8, rest_s=1, memory_s=60)
-    monkeypatch.setattr("acestep_consumer.worker.prefetch_controller.INTERVAL_S", 0.04)
     monkeypatch.setattr("acestep_consumer.worker.intake.PrefetchPolicy", partial(PrefetchPolicy, habits=habits))
     claim = PortClaim(1)
     yield service_environment | {
@@ -266,7 +267,9 @@ async def working(settings: Settings, engines: FakeEngines, card: SharedCard) ->
     """A worker without its process; told to stop in the end, and waited for."""
     worker = Worker(settings, engines, 20)
     async with asyncio.TaskGroup() as tasks:
-        rendering = tasks.create_task(card.work())
+        rendering = tasks.create_task(
+            card.work(lambda: consumer.prefetch if (consumer := worker._state.consumer) else 1)
+        )
         running = tasks.create_task(worker.run())
         yield worker
         worker._signals.shut_down()
@@ -288,31 +291,70 @@ async def fill_queue(peer: Peer, jobs: int) -> None:
 
 
 class SharedCard:
-    """Renders the running jobs in packs of at most eight; a pack takes ``launch_s``, however many songs it has."""
+    """Renders the running jobs in packs of at most eight. A pack takes ``LAUNCH_S``, however many songs it has.
 
-    def __init__(self, launch_s: float = 0.25, pack: int = 8) -> None:
-        self._launch_s = launch_s
-        self._pack = pack
+    That is time of its own clock, which is the policy's, too, and the policy looks at the worker before each launch:
+    what it measures does not depend on how busy this machine is. A pack is launched as soon as it is full, or nothing
+    more comes for a while.
+    """
+
+    LAUNCH_S, PACK = 0.25, 8
+    PATIENCE_S = 5.0
+
+    def __init__(self) -> None:
         self._waiting: list[asyncio.Event] = []
+        self._launches = 0
+        self._to_be_seen, self._seen = asyncio.Event(), asyncio.Event()
+
+    def monotonic(self) -> float:
+        """Seconds of its clock."""
+        return self._launches * self.LAUNCH_S
 
     async def render(self, _job: Job) -> None:
         done = asyncio.Event()
         self._waiting.append(done)
         await done.wait()
 
-    async def work(self) -> None:
+    async def work(self, prefetch: Callable[[], int]) -> None:
         while True:
-            await asyncio.sleep(self._launch_s)
-            for done in self._waiting[: self._pack]:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.PATIENCE_S):
+                    while len(self._waiting) < min(prefetch(), self.PACK):  # noqa: ASYNC110 - of two parties
+                        await asyncio.sleep(0.005)
+            self._to_be_seen.set()
+            await self._seen.wait()
+            self._seen.clear()
+            self._launches += 1
+            for done in self._waiting[: self.PACK]:
                 done.set()
-            del self._waiting[: self._pack]
+            del self._waiting[: self.PACK]
+
+    async def show(self, controller: PrefetchController) -> None:
+        """In place of the controller's own loop, which looks every few seconds."""
+        while True:
+            await self._to_be_seen.wait()
+            self._to_be_seen.clear()
+            await controller.step()
+            self._seen.set()
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> SharedCard:
+    card = SharedCard()
+
+    async def run(controller: PrefetchController) -> None:
+        await card.show(controller)
+
+    monkeypatch.setattr(prefetch_controller, "time", card)
+    monkeypatch.setattr(PrefetchController, "run", run)
+    return card
 
 
 async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
-    auto_environment: dict[str, str], amqp_url: str, amqp_vhost: str, management: ManagementApi
+    auto_environment: dict[str, str], card: SharedCard, amqp_url: str, amqp_vhost: str, management: ManagementApi
 ) -> None:
     """A whole worker but for the engine, whose card is best used by eight jobs at once."""
-    settings, jobs, card = load(auto_environment, None), 300, SharedCard()
+    settings, jobs = load(auto_environment, None), 300
     engines = FakeEngines(FakeRenderer(before=card.render))
     completed: Counter[str] = Counter()
     attempts: Counter[int] = Counter()
@@ -339,16 +381,15 @@ async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
         await ready_is(peer, 0)
     assert completed == Counter(f"t{number}" for number in range(jobs))
     assert attempts == {1: jobs}
-    # A machine that is busy with other things may make it hesitate on the way.
-    assert told[:2] == [2, 3]
+    assert told[:5] == [2, 3, 4, 6, 8]
     assert 8 <= engines.renderer.most_at_once <= max(told)
 
 
 async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
-    auto_environment: dict[str, str], amqp_url: str
+    auto_environment: dict[str, str], card: SharedCard, amqp_url: str
 ) -> None:
     """The renderer runs short of memory as soon as five jobs are running."""
-    settings, card, engines, reductions = load(auto_environment, None), SharedCard(), FakeEngines(FakeRenderer()), 0
+    settings, engines, reductions = load(auto_environment, None), FakeEngines(FakeRenderer()), 0
 
     async def before(job: Job) -> None:
         nonlocal reductions
