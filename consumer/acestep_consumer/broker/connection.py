@@ -29,7 +29,6 @@ from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from aio_pika.abc import AbstractConnection
     from pydantic import SecretStr
@@ -212,9 +211,7 @@ class BrokerConnection:
         self._keeper = asyncio.create_task(self._keep(), name=f"connection {self._name}")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close(CLOSE_TIMEOUT_S)
 
     async def close(self, timeout_s: float) -> None:

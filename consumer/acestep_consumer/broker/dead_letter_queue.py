@@ -26,7 +26,6 @@ from acestep_consumer.domain.ports import BodyFormat
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from types import TracebackType
 
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import DeliveredMessage
@@ -91,9 +90,7 @@ class DeadLetterQueue:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         with suppress(BrokerError), mapped():
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await self._put_back()

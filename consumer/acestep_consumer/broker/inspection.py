@@ -27,7 +27,6 @@ from acestep_consumer.broker.topology import GENERATE, PROBES, REQUESTS, Exchang
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from types import TracebackType
 
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import ArgumentsType
@@ -107,9 +106,7 @@ class BrokerInspection:
         await self.connect()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._drop()
 
     async def connect(self) -> None:

@@ -20,7 +20,6 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Final, Literal, Self
 
 import aiohttp
@@ -177,9 +176,7 @@ class AllowedInputs:
         self._http = open_session(connector, trust_env=False)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.close()
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
