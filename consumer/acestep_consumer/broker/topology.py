@@ -32,9 +32,13 @@ NOTICES = "acestep.dead-letter.notices"
 IDENTIFIED = "acestep.requests.identified"
 CONTROL_LOG = "acestep.control.log"
 
-# First words of routing keys of the control exchange.
+# Routing key of requests.
+ROUTING_KEY = "generate"
+
+# First words of routing keys of the control exchange. STATUS: every worker is to announce itself.
 CANCEL = "cancel"
 SYNC = "sync"
+STATUS = "status"
 
 CAPACITY = "acestep-capacity"
 # Prefix of throw-away queues on which the limit is measured.
@@ -217,7 +221,7 @@ def topology_with(settings: BrokerSettings, limit: int | None) -> Topology:
             Binding(CONTROL, CONTROL_LOG, f"{CANCEL}.*"),
             Binding(CONTROL, CONTROL_LOG, f"{SYNC}.*"),
             Binding(UNROUTED, UNROUTED, ""),
-            Binding(REQUESTS, GENERATE, "generate.#"),
+            Binding(REQUESTS, GENERATE, f"{ROUTING_KEY}.#"),
         ),
     )
 

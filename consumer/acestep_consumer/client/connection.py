@@ -25,6 +25,7 @@ from acestep_consumer.broker.errors import (
     describe,
     mapped,
 )
+from acestep_consumer.broker.topology import CONTROL, STATUS
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
 from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, problem_of_parameters, split_urls
 
@@ -94,8 +95,8 @@ class ClientConnection:
             await close_quietly(channel)
         return declared.message_count or 0, declared.consumer_count or 0
 
-    async def publish_once(self, exchange: str, routing_key: str) -> None:
-        """Publish an empty message without a retry, on a channel of its own: a refusal closes the channel.
+    async def request_statuses(self) -> None:
+        """Ask every worker to announce itself, without a retry, on a channel of its own: a refusal closes the channel.
 
         Raises:
             BrokerError: it was refused, or the connection was lost.
@@ -105,7 +106,7 @@ class ClientConnection:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 channel = await connection.channel(publisher_confirms=True)
         try:
-            await _publish(channel, exchange, routing_key, aio_pika.Message(b""))
+            await _publish(channel, CONTROL, STATUS, aio_pika.Message(b""))
         finally:
             await close_quietly(channel)
 

@@ -10,12 +10,11 @@ from uuid import uuid4
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from pydantic import TypeAdapter, ValidationError
 
-from acestep_consumer.broker.topology import CONTROL, EVENTS
+from acestep_consumer.broker.topology import EVENTS
 from acestep_consumer.client.connection import ClientConnection, checked, close_quietly
 from acestep_consumer.client.subscription import PREFIX
 from acestep_schemas.events import Event, JobEvent, Worker, WorkerEvent
 
-STATUS_REQUEST: Final = "status"
 ANSWERS: Final = "worker.#"
 # All workers get the request at once, so all answers come together. There may be fewer workers than consumers: one that
 # changes its prefetch has several.
@@ -51,7 +50,7 @@ async def survey_workers(
     channel = await connection.channel()
     try:
         arrived = await _consume_answers(channel)
-        await connection.publish_once(CONTROL, STATUS_REQUEST)
+        await connection.request_statuses()
         while sum(worker.state == "ready" for worker in answers.values()) < expected:
             async with asyncio.timeout(LAST_ANSWER_S if answers else None):
                 event = _parsed(await arrived.get())
