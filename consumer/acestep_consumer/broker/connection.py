@@ -22,7 +22,7 @@ from yarl import URL
 
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
-from acestep_consumer.broker.channel_numbers import NumberedConnection
+from acestep_consumer.broker.channel_numbers import NumberedConnection, version_of
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, describe, mapped
 from acestep_consumer.broker.queue_limit import declared_limit, ensure_limit
 from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
@@ -299,7 +299,7 @@ class BrokerConnection:
         self._use(channel)
 
     async def _set_up(self, connection: AbstractConnection) -> Channel:
-        self._server_version = _version_of(connection)
+        self._server_version = version_of(connection)
         if self._topology is None:
             whole = await ensure_limit(connection, self._settings)
             self._topology = whole if self._with_stream else whole.without(CONTROL_LOG)
@@ -338,12 +338,6 @@ class BrokerConnection:
     def address(self) -> str:
         """The URL of the node that it is connected to, or tried last, without user, password and query."""
         return str(self._url.with_user(None).with_query(None))
-
-
-def _version_of(connection: AbstractConnection) -> str | None:
-    transport = connection.transport
-    version = transport.connection.server_properties.get("version") if transport else None
-    return version if isinstance(version, str) else None
 
 
 def _with_heartbeat(secret: SecretStr) -> URL:

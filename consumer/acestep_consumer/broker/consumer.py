@@ -25,7 +25,7 @@ from acestep_consumer.broker.delivery import AmqpDelivery
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.prefetch_shares import PrefetchShare, next_start, next_stop
 from acestep_consumer.broker.publisher import Publisher
-from acestep_consumer.broker.topology import GENERATE, IDENTIFIED
+from acestep_consumer.broker.topology import GENERATE, IDENTIFIED, RPC_TIMEOUT_S
 from acestep_consumer.domain.errors import Verdict
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 Handle = Callable[[AmqpDelivery], Awaitable[None]]
 """Runs one message and settles it. An exception is logged, and the message is requeued."""
 
-RPC_TIMEOUT_S = 10.0
 # A message whose handler fails at once must not be redelivered at full speed.
 RETURN_DELAY_S = 1.0
 # Time for a cancelled task to end, before its message is requeued regardless.

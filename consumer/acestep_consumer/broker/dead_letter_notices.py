@@ -22,7 +22,7 @@ from acestep_consumer.broker.consumer import CONSUMER_TIMEOUT_MS
 from acestep_consumer.broker.dead_letter import CODE, DEATHS, death_of, format_of, returned_properties, writable
 from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.broker.errors import BrokerError, Nacked, mapped
-from acestep_consumer.broker.topology import GENERATE, IDENTIFIED, NOTICES, tier_of
+from acestep_consumer.broker.topology import GENERATE, IDENTIFIED, NOTICES, RPC_TIMEOUT_S, tier_of
 from acestep_consumer.domain.parse import readable_task_id
 from acestep_consumer.domain.ports import BodyFormat, Reply
 
@@ -40,7 +40,6 @@ PREFETCH = 64
 # A classic queue refuses publishes at its limit and drops nothing. But one that recovers from a crash of the broker
 # with more than the limit, because unacked messages wait again, dead-letters the oldest: the jobs that were running.
 OVERFULL = "maxlen"
-RPC_TIMEOUT_S = 10.0
 SETTLE_TIMEOUT_S = 10.0
 # A notice whose handler fails must not be redelivered at full speed.
 RETURN_DELAY_S = 5.0

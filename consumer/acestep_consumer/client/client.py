@@ -31,8 +31,8 @@ from acestep_consumer.client.job import JobHandle
 from acestep_consumer.client.results import Results
 from acestep_consumer.client.subscription import Subscription
 from acestep_consumer.client.worker_survey import survey_workers
-from acestep_consumer.domain.objects import is_task_id
 from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
+from acestep_schemas.request import is_task_id
 from acestep_schemas.request_body import RequestBody
 
 if TYPE_CHECKING:

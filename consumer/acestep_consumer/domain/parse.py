@@ -10,11 +10,10 @@ from uuid import UUID, uuid5
 
 from acestep_consumer.domain.errors import InvalidRequest, MalformedBody, MessageTooLarge, Unidentified
 from acestep_consumer.domain.job import Request
-from acestep_consumer.domain.objects import is_task_id
 from acestep_consumer.domain.ports import BodyFormat
 from acestep_schemas.envelope import open_envelope
 from acestep_schemas.lookup import shown
-from acestep_schemas.request import RequestInvalid, list_names, parse_request, read_task_id
+from acestep_schemas.request import RequestInvalid, is_task_id, list_names, parse_request, read_task_id
 from acestep_schemas.strict_json import MAX_REPEATED, Document, JsonRefused, loads
 
 # Fixed for good: a message id that cannot be a task id must give the same task on every worker and every redelivery.

@@ -44,6 +44,7 @@ from acestep_consumer.domain.ports import Objects
 from acestep_consumer.domain.tasks import TASKS
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
 from acestep_consumer.inputs.ssrf import AddressRefused, require_allowed
+from acestep_schemas.lookup import printable
 from acestep_schemas.request import GenerationRequest
 
 SOURCE_FIELD: Final = "src_audio_path"
@@ -416,8 +417,7 @@ def shown(uri: str) -> str:
     """
     bare = re.split(r"[?#]", uri, maxsplit=1)[0]
     bare = re.sub(r"//[^/]*@", "//", bare)
-    brief = bare if len(bare) <= _MAX_SHOWN else f"{bare[:_MAX_SHOWN]}…"
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in brief)
+    return printable(bare if len(bare) <= _MAX_SHOWN else f"{bare[:_MAX_SHOWN]}…")
 
 
 def _url(text: str) -> URL:

@@ -25,7 +25,7 @@ from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, 
 from acestep_consumer.engine.planner.row_cache import ATTENTION, RowCache
 from acestep_consumer.engine.planner.row_table import Row, RowGroup, RowTable, VocabularySlice
 from acestep_consumer.engine.planner.sequence import TokenSequence
-from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
+from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks, end_tokens
 from acestep_consumer.engine.renderer.quantization import quantize
 
 PREFILL_TOKENS = 8192
@@ -295,16 +295,8 @@ def load(path: str, device: str, dtype: torch.dtype, quantization: Quantization 
 
 def masks_for(model: Any, tokenizer: Any) -> TokenMasks:
     """Return the mask compiler of a model. It caches compiled grammars."""
-    return TokenMasks(tokenizer, len(model.get_output_embeddings().weight), _ends(model, tokenizer))
-
-
-def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a text: the tokenizer's and those of the model's generation config."""
-    more = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
-    if not ends:
-        raise ValueError("the tokenizer has no end token")
-    return frozenset(ends)
+    ends = end_tokens(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+    return TokenMasks(tokenizer, len(model.get_output_embeddings().weight), ends)
 
 
 def _vocabulary_slice(head: Any, ids: range, masks: TokenMasks | None) -> VocabularySlice:
