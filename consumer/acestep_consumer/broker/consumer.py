@@ -59,6 +59,11 @@ class _RunningDelivery:
     delivery: AmqpDelivery
 
 
+def consumer_arguments(settings: BrokerSettings) -> ArgumentsType:
+    """Return the arguments of ``basic.consume``."""
+    return {"x-consumer-timeout": CONSUMER_TIMEOUT_MS} if settings.queue_type == "quorum" else {}
+
+
 class Consumer:
     """Consumes ``acestep.generate`` and, on request, tier queues; calls ``handle`` with each delivery.
 
@@ -79,9 +84,7 @@ class Consumer:
         self._handle = handle
         self._publisher = publisher
         self._prefetch = settings.workers_at_start
-        self._arguments: ArgumentsType = {}
-        if settings.queue_type == "quorum":
-            self._arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT_MS
+        self._arguments = consumer_arguments(settings)
         self._tasks: dict[asyncio.Task[None], _RunningDelivery] = {}
         self._finished = 0
         self._channel: Channel | None = None

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import structlog
 
-from acestep_consumer.broker.consumer import CONSUMER_TIMEOUT_MS
+from acestep_consumer.broker.consumer import consumer_arguments
 from acestep_consumer.broker.dead_letter import CODE, DEATHS, death_of, format_of, returned_properties, writable
 from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.broker.errors import BrokerError, Nacked, mapped
@@ -29,7 +29,7 @@ from acestep_consumer.domain.ports import BodyFormat, Reply
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from aiormq.abc import ArgumentsType, DeliveredMessage
+    from aiormq.abc import DeliveredMessage
     from aiormq.channel import Channel
 
     from acestep_consumer.broker.connection import BrokerConnection
@@ -89,9 +89,7 @@ class DeadLetterNotices:
     def __init__(self, connection: BrokerConnection, settings: BrokerSettings, handle: NoticeHandler) -> None:
         self._connection = connection
         self._handle = handle
-        self._arguments: ArgumentsType = {}
-        if settings.queue_type == "quorum":
-            self._arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT_MS
+        self._arguments = consumer_arguments(settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: Channel | None = None
         self._tag = ""

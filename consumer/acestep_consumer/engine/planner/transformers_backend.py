@@ -131,12 +131,8 @@ class TransformersBackend:
 
     def _refusal(self, sequence: TokenSequence) -> str | None:
         """Return why this sequence can never be generated, as public text; None when it can."""
-        if not all(sequence.prompts) or sequence.max_tokens < 1:
-            return "an empty prompt, or no token to generate"
-        if any(not 0 <= token < self._vocabulary for prompt in sequence.prompts for token in prompt):
-            return "the prompt has a token outside the vocabulary"
-        if sequence.max_length > self._context:
-            return f"prompt and text need {sequence.max_length} tokens; the language model's context is {self._context}"
+        if refusal := sequence.refusal(self._vocabulary, self._context):
+            return refusal
         if RowCache.area(len(sequence.prompts), sequence.max_length) > self._cache_tokens:
             return f"prompt and text need {sequence.max_length} tokens; the planner's memory is too small"
         return None

@@ -111,15 +111,10 @@ class VllmBackend:
 
     def _refusal(self, sequence: TokenSequence) -> str | None:
         """Return why this sequence can never be generated, as public text, or None. Compiles a text's grammar."""
-        if not all(sequence.prompts) or sequence.max_tokens < 1:
-            return "an empty prompt, or no token to generate"
-        if any(not 0 <= token < self._engine.vocabulary for prompt in sequence.prompts for token in prompt):
-            return "the prompt has a token outside the vocabulary"
-        length, context = sequence.max_length, self._engine.context
-        if length > context:
-            return f"prompt and text need {length} tokens; the language model's context is {context}"
+        if refusal := sequence.refusal(self._engine.vocabulary, self._engine.context):
+            return refusal
         if not self._budget.could_hold(self._budget.cost_of(sequence.prompts, sequence.max_tokens)):
-            return f"prompt and text need {length} tokens; the planner's memory is too small"
+            return f"prompt and text need {sequence.max_length} tokens; the planner's memory is too small"
         return self._start_grammar(sequence)
 
     def _start_grammar(self, sequence: TokenSequence) -> str | None:
