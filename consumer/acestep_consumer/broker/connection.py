@@ -23,7 +23,15 @@ from yarl import URL
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.channel_numbers import NumberedConnection, version_of
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, describe, mapped
+from acestep_consumer.broker.errors import (
+    BrokerError,
+    BrokerRefused,
+    ConnectionLost,
+    connecting,
+    describe,
+    end_within,
+    mapped,
+)
 from acestep_consumer.broker.queue_limit import declared_limit, ensure_limit
 from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
 
@@ -328,9 +336,7 @@ class BrokerConnection:
         if connection is None:
             return
         try:
-            with suppress(BrokerError), mapped():
-                async with asyncio.timeout(timeout_s):
-                    await connection.close()
+            await end_within(timeout_s, connection.close())
         except Exception:
             log.exception("broker connection: unexpected error while closing", connection=self._name)
 

@@ -20,7 +20,15 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, format_of, requeued_properties
-from acestep_consumer.broker.errors import CHECK_BROKER, BrokerError, BrokerRefused, ConnectionLost, describe, mapped
+from acestep_consumer.broker.errors import (
+    CHECK_BROKER,
+    BrokerError,
+    BrokerRefused,
+    ConnectionLost,
+    describe,
+    end_within,
+    mapped,
+)
 from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS, ROUTING_KEY
 from acestep_consumer.domain.ports import BodyFormat
 
@@ -176,8 +184,5 @@ class DeadLetterQueue:
         self._count = (found.message_count if found else None) or 0
 
     async def _close(self) -> None:
-        if self._connection is None:
-            return
-        with suppress(BrokerError), mapped():
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._connection.close()
+        if self._connection is not None:
+            await end_within(CLOSE_TIMEOUT_S, self._connection.close())

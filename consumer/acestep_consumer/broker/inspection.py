@@ -22,7 +22,7 @@ from yarl import URL
 
 from acestep_consumer.broker import queue_limit
 from acestep_consumer.broker.channel_numbers import NumberedConnection, version_of
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, mapped
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, end_within, mapped
 from acestep_consumer.broker.topology import GENERATE, PROBES, REQUESTS, Exchange, Queue, Topology
 
 if TYPE_CHECKING:
@@ -245,9 +245,7 @@ class BrokerInspection:
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(BrokerError, TimeoutError), mapped():
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await connection.close()
+            await end_within(CLOSE_TIMEOUT_S, connection.close())
 
     @property
     def _opened(self) -> AbstractConnection:

@@ -5,7 +5,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Final, Self, cast
 
@@ -23,6 +23,7 @@ from acestep_consumer.broker.errors import (
     ConnectionLost,
     Nacked,
     describe,
+    end_within,
     mapped,
 )
 from acestep_consumer.broker.topology import CONTROL, STATUS
@@ -193,9 +194,7 @@ class ClientConnection:
     async def _drop(self) -> None:
         connection, self._connection, self._publishing = self._connection, None, None
         if connection is not None:
-            with suppress(BrokerError), mapped():
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await connection.close()
+            await end_within(CLOSE_TIMEOUT_S, connection.close())
             await connection.close()  # returns at once where the first call ran out of time
 
 
@@ -229,9 +228,7 @@ def as_client_error(what: str) -> Iterator[None]:
 async def close_quietly(channel: AbstractChannel) -> None:
     """Close a channel that may be closed already."""
     if not channel.is_closed:
-        with suppress(BrokerError), mapped():
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await channel.close()
+        await end_within(CLOSE_TIMEOUT_S, channel.close())
 
 
 async def _publish(channel: AbstractChannel, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
