@@ -35,13 +35,14 @@ from acestep_consumer.gateway.uploads import UploadSpool, UploadStore
 from acestep_consumer.gateway.worker_list import WorkerList
 from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.origin_check import OriginCheck
-from acestep_consumer.webui.server import TASK_ID
 from acestep_schemas.events import JobEvent, WorkerEvent
+from acestep_schemas.request import TASK_ID_PATTERN
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 LOOPBACK: Final = "127.0.0.1"
+_TASK_ID: Final = "{task_id:" + TASK_ID_PATTERN.strip("^$") + "}"
 _ADDED_BYTES: Final = 4096
 """Room in a message for what is added to a body."""
 
@@ -57,7 +58,7 @@ class ApiRoute:
     @property
     def name(self) -> str:
         """The path as it is documented."""
-        return self.path.replace(TASK_ID, "{task_id}")
+        return self.path.replace(_TASK_ID, "{task_id}")
 
 
 class Gateway:
@@ -160,10 +161,10 @@ class Gateway:
         yield ApiRoute("POST", "/query_result", tasks.query)
         yield ApiRoute("GET", "/v1/audio", self._audio_routes.audio)
         yield ApiRoute("POST", "/cancel_task", tasks.cancel)
-        yield ApiRoute("DELETE", f"/release_task/{TASK_ID}", tasks.delete)
-        yield ApiRoute("GET", f"/v1/jobs/{TASK_ID}", jobs.show)
-        yield ApiRoute("GET", f"/v1/jobs/{TASK_ID}/events", jobs.events)
-        yield ApiRoute("GET", f"/v1/jobs/{TASK_ID}/lineage", jobs.lineage)
+        yield ApiRoute("DELETE", f"/release_task/{_TASK_ID}", tasks.delete)
+        yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}", jobs.show)
+        yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}/events", jobs.events)
+        yield ApiRoute("GET", f"/v1/jobs/{_TASK_ID}/lineage", jobs.lineage)
         yield ApiRoute("POST", "/create_random_sample", samples.random)
         yield ApiRoute("POST", "/format_input", samples.format)
         yield ApiRoute("POST", "/v1/create_sample", samples.create)

@@ -53,7 +53,7 @@ KEEP_ALIVE_S: Final = 15.0
 BETWEEN_UPDATES_S: Final = 0.2
 RECONNECT_MS: Final = 1000
 
-TASK_ID: Final = "{task_id:" + TASK_ID_PATTERN.strip("^$") + "}"
+_TASK_ID: Final = "{task_id:" + TASK_ID_PATTERN.strip("^$") + "}"
 
 
 class JobClient(Protocol):
@@ -103,12 +103,12 @@ class PageServer:
         yield "GET", "/events", self._events
         yield "GET", "/options", self._options
         yield "GET", "/songs.zip", self._archive
-        yield "GET", f"/audio/{TASK_ID}/{{index:[0-9]{{1,3}}}}", self._audio
-        yield "GET", f"/audio/{TASK_ID}/{{index:[0-9]{{1,3}}}}/{{kind:lrc|vtt}}", self._lyrics
-        yield "GET", f"/jobs/{TASK_ID}/request", self._request
+        yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}", self._audio
+        yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}/{{kind:lrc|vtt}}", self._lyrics
+        yield "GET", f"/jobs/{_TASK_ID}/request", self._request
         yield "POST", "/jobs", self._submit
-        yield "POST", f"/jobs/{TASK_ID}/cancel", self._cancel
-        yield "POST", f"/jobs/{TASK_ID}/show", self._show
+        yield "POST", f"/jobs/{_TASK_ID}/cancel", self._cancel
+        yield "POST", f"/jobs/{_TASK_ID}/show", self._show
 
     async def close(self, _: web.Application) -> None:
         """End the pages' connections, which would delay the shutdown; they reconnect by themselves."""
