@@ -96,6 +96,12 @@ def _memory_is_given_back() -> Iterator[None]:
         _kept_bytes.append(_resident_bytes())
 
 
+@pytest.fixture
+def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have engines that died restarted at once."""
+    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+
+
 def _resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -143,7 +143,7 @@ class Worker:
         self._settings = settings
         self._engines = engines
         self._grace_s = grace_s
-        self._id = settings.worker.worker_id or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+        self._id = settings.worker.id_or_own
         self._began = time.perf_counter()
         self._jobs = JobStats()
         self._costs = CostModel()

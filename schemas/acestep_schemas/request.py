@@ -6,7 +6,7 @@ applied later, and reported.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -56,7 +56,8 @@ EMBEDDED_AUDIO: Final = MappingProxyType(
     {"src_audio_base64": "src_audio_path", "reference_audio_base64": "reference_audio_path"}
 )
 """Field with audio in the request itself -> the field with its address, which counts where both are given."""
-_INSTRUMENTAL: Final = "[Instrumental]"
+INSTRUMENTAL: Final = "[Instrumental]"
+"""Lyrics of a song without any, as ACE-Step's models were trained."""
 
 
 class LoraChoice(BaseModel):
@@ -461,11 +462,16 @@ class FieldProblem(BaseModel):
     rule: str
 
 
+def problems_text(problems: Iterable[FieldProblem]) -> str:
+    """Return the message of an error that has these problems."""
+    return "; ".join(f"{p.field} = {p.value}: {p.rule}" for p in problems)
+
+
 class RequestInvalid(ValueError):
     """The body breaks one or more rules; ``problems`` names all of them."""
 
     def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
-        super().__init__("; ".join(f"{p.field} = {p.value}: {p.rule}" for p in problems))
+        super().__init__(problems_text(problems))
         self.problems = problems
 
 
@@ -473,7 +479,6 @@ _FIELDS: Final = GenerationRequest.model_fields
 _NAMES: Final = {field: (field, *ALIASES.get(field, ())) for field in _FIELDS}
 _LOOKED_UP: Final = FieldNames(_NAMES)
 _ALL_NAMES: Final = frozenset(_LOOKED_UP.owners)
-_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _FLAGS: Final = tuple(name for name, field in _FIELDS.items() if field.annotation is bool)
 _INTERVALS: Final = (
     ("cfg_interval_start", "cfg_interval_end", "no step is guided"),
@@ -647,7 +652,12 @@ def read_task_id(body: Mapping[str, object]) -> str | None:
         written = coerce.trimmed(own)
     except ValueError:
         return None
-    return written if _TASK_ID.fullmatch(written) else None
+    return written if is_task_id(written) else None
+
+
+def is_task_id(text: str) -> bool:
+    """Whether a text can be a task's id, and so a folder of its own."""
+    return re.fullmatch(TASK_ID_PATTERN, text) is not None
 
 
 def list_names() -> frozenset[str]:
@@ -663,9 +673,14 @@ def field_names() -> frozenset[str]:
 def request_json_schema() -> dict[str, Any]:
     """Return the canonical request as JSON Schema (draft 2020-12); ``x-aliases`` holds the other names of a field."""
     schema = GenerationRequest.model_json_schema()
+    add_aliases(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def add_aliases(schema: dict[str, Any]) -> None:
+    """Add ``x-aliases`` to the properties of the request's schema."""
     for field, aliases in ALIASES.items():
         schema["properties"][field]["x-aliases"] = list(aliases)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _problems(exc: ValidationError, given: Mapping[str, Found]) -> Iterator[tuple[FieldProblem, ErrorDetails]]:
@@ -721,9 +736,9 @@ def _settle_others(request: GenerationRequest, given: Mapping[str, Found]) -> tu
     changes: dict[str, object] = {}
     warnings: list[str] = []
     if request.instrumental and not request.lyrics.strip():
-        changes["lyrics"] = _INSTRUMENTAL
+        changes["lyrics"] = INSTRUMENTAL
     elif request.instrumental and request.lyrics.strip().lower() not in ("[inst]", "[instrumental]"):
-        changes["lyrics"] = _INSTRUMENTAL
+        changes["lyrics"] = INSTRUMENTAL
         warnings.append("'lyrics' is ignored because 'instrumental' is true")
     if request.candidates is not None:
         changes |= {"batch_size": request.candidates, "keep": min(request.keep, request.candidates)}

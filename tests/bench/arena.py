@@ -23,7 +23,6 @@ from tests.bench.throughput import Throughput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from aio_pika.abc import AbstractChannel, AbstractQueue
     from pamqp.common import FieldValue
@@ -83,9 +82,7 @@ class Arena:
         self._heard = {state: await _listen(self._channel, state, name) for state, name in _HEARD.items()}
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         # The request queue has the benchmark's own length limit: a worker that comes later must find another.
         for queue in (self._requests, *self._heard.values()):
             await queue.delete(if_unused=False, if_empty=False)

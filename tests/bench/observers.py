@@ -11,16 +11,13 @@ import asyncio
 import json
 import re
 import tempfile
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import aiohttp
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from infra.local.ports import LOOPBACK, PortClaim
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _COMPLETED = re.compile(rb'^acestep_jobs_total\{[^}]*state="completed"[^}]*\} ([0-9.]+)$', re.MULTILINE)
 _LARGEST_EXPORT = 64 << 20
@@ -46,9 +43,7 @@ class Observers:
         self._http = aiohttp.ClientSession()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.close()
         await self._runner.cleanup()
         self._claim.release()

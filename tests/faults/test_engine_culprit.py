@@ -13,10 +13,7 @@ from acestep_consumer.engine.supervisor import EngineState
 from tests.support.engines import RequestLog, meet, render, supervised
 from tests.support.waiting import eventually
 
-
-@pytest.fixture(autouse=True)
-def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+pytestmark = pytest.mark.usefixtures("quick_restarts")
 
 
 async def test_of_several_the_one_that_kills_is_found_and_the_others_are_done_before_anybody_new(

@@ -23,10 +23,7 @@ from tests.support.event_recorder import EventRecorder
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
-
-@pytest.fixture(autouse=True)
-def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+pytestmark = pytest.mark.usefixtures("quick_restarts")
 
 
 async def test_a_process_that_hangs_is_replaced_although_it_sends_stats(tmp_path: Path) -> None:

@@ -14,12 +14,7 @@ import pytest
 
 from tests.support.engines import render, supervised
 
-pytestmark = pytest.mark.usefixtures("fresh_processes")  # a fork holds what was imported for all
-
-
-@pytest.fixture(autouse=True)
-def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+pytestmark = pytest.mark.usefixtures("fresh_processes", "quick_restarts")  # a fork holds what was imported for all
 
 
 @contextmanager

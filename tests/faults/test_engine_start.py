@@ -25,9 +25,7 @@ from tests.support.waiting import WITHIN_S, eventually
 NOBODY_LISTENS = "amqp://127.0.0.1:1/"
 
 
-@pytest.fixture(autouse=True)
-def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+pytestmark = pytest.mark.usefixtures("quick_restarts")
 
 
 async def test_an_engine_that_never_gets_ready_is_given_up() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -21,6 +20,7 @@ from acestep_consumer.engine.renderer.checkpoints.checkpoint import load_models
 from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError
 from acestep_consumer.engine.renderer.device import DeviceReport
 from acestep_consumer.engine.renderer.lora_file import read_lora
+from tests.support.original_layout import Payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,16 +28,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 TURBO, LM = "acestep-v15-turbo", "acestep-5Hz-lm-0.6B"
 CPU = DeviceReport(device="cpu", name="CPU", vram_gb=0)
-
-
-class Payload:
-    """What unpickling this leaves behind: a folder of that name."""
-
-    def __init__(self, mark: Path) -> None:
-        self._mark = str(mark)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self._mark,)
 
 
 @pytest.fixture

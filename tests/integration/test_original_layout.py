@@ -2,7 +2,6 @@
 """Checkpoints in ACE-Step's original layout load as they are, and are the same models as in diffusers' layout."""
 
 import json
-import os
 import pickle
 import shutil
 import time
@@ -23,7 +22,7 @@ from acestep_consumer.engine.renderer.checkpoints.original_weights import read_s
 from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError
 from acestep_consumer.engine.renderer.device import DeviceReport
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
-from tests.support.original_layout import shard, write_comfyui, write_gguf, write_original
+from tests.support.original_layout import Payload, shard, write_comfyui, write_gguf, write_original
 
 CPU = DeviceReport(device="cpu", name="CPU", vram_gb=0)
 PARTS = (
@@ -123,16 +122,6 @@ def test_a_gguf_file_is_the_same_model(originals: Path, tiny_checkpoints: Path, 
     (model,) = load(originals, str(file))
     assert model.model == LoadedModel("acestep-v15-base-F32", Variant.BASE)
     assert_same_model(model, load(tiny_checkpoints, BASE)[0])
-
-
-class Payload:
-    """What unpickling this leaves behind: a folder of that name."""
-
-    def __init__(self, mark: Path) -> None:
-        self._mark = str(mark)
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (self._mark,)
 
 
 def edit_config(folder: Path, **fields: object) -> None:

@@ -38,9 +38,6 @@ from infra.local.s3 import SeaweedFS
 from tests.support.song_maker import RATE, SongMaker
 from tests.support.waiting import WITHIN_S
 
-HOP = 1_920
-
-
 LYRICS = "[Verse]\nla la la\nshine on me\ncome back home"
 TIMES = (("la la la", 0.4, 2.0), ("shine on me", 2.4, 4.0), ("come back home", 4.4, 5.6))
 

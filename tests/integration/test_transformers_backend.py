@@ -9,29 +9,31 @@ from typing import Any
 
 import pytest
 import torch
-import xgrammar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput
-from acestep_consumer.engine.planner.guidance import RowSampling, choose
 from acestep_consumer.engine.planner.row_cache import RowCache
 from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
 from tests.support.lm_generations import (
-    GRAMMAR,
+    CONTEXT,
+    FAULTY,
     WRITTEN_BY_GRAMMAR,
     finish,
+    greedy_codes,
+    greedy_songs,
+    greedy_text,
     mixture,
-    plain_sum,
+    sampled_codes,
     song,
     text,
     without_prefix,
     write,
+    write_at_odd_times,
 )
 
 CODES = 700
-CONTEXT = 512
 ROOM = 64 * 640
 
 
@@ -106,48 +108,24 @@ def test_a_file_whose_names_lack_their_prefix_is_the_same_model(folder: Path, pl
 def test_guided_greedy_codes_are_those_of_plain_calls_of_the_model(
     backend: TransformersBackend, plain: Any, loaded: tuple[Any, Any, range]
 ) -> None:
-    codes = loaded[2]
-    songs = [song(seed, count=25, length=10 + 17 * seed, temperature=0) for seed in range(4)]
-    for generation, written in zip(songs, write(backend, *songs), strict=True):
-        expected: list[int] = []
-        for _ in range(25):
-            logits = plain_sum(plain, generation, expected)
-            expected.append(codes.start + int(logits[codes.start : codes.stop].argmax()))
-        assert written == tuple(expected)
-        assert len(set(expected)) > 5  # no song of one note, which any backend would get right
+    songs = greedy_songs()
+    expected = [greedy_codes(plain, each, loaded[2]) for each in songs]
+    assert write(backend, *songs) == expected
+    assert all(len(set(each)) > 5 for each in expected)  # no song of one note, which any backend would get right
 
 
 def test_guided_sampled_codes_are_those_of_plain_calls_of_the_model(
     backend: TransformersBackend, plain: Any, loaded: tuple[Any, Any, range]
 ) -> None:
-    codes = loaded[2]
     generation = song(11, count=25, temperature=0.85, repetition_penalty=1.2)
-    rows = RowSampling.of([generation.sampling], "cpu")
-    expected: list[int] = []
-    for step in range(25):
-        logits = plain_sum(plain, generation, expected)[None, codes.start : codes.stop]
-        seen = torch.tensor([[token in expected for token in codes]])
-        chosen = choose(logits, rows, torch.tensor([step]), seen, codes.start)
-        expected.append(codes.start + int(chosen))
-    assert write(backend, generation) == [tuple(expected)]
+    assert write(backend, generation) == [sampled_codes(plain, generation, loaded[2])]
 
 
 def test_guided_greedy_text_is_that_of_plain_calls_of_the_model_under_its_grammar(
     backend: TransformersBackend, plain: Any, loaded: tuple[Any, Any, range]
 ) -> None:
-    _, tokenizer, _ = loaded
     generation = text(12, temperature=0)
-    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=plain.config.vocab_size)
-    matcher = xgrammar.GrammarMatcher(xgrammar.GrammarCompiler(info).compile_grammar(GRAMMAR))
-    mask = xgrammar.allocate_token_bitmask(1, plain.config.vocab_size)
-    expected: list[int] = []
-    while not matcher.is_terminated():
-        matcher.fill_next_token_bitmask(mask)
-        logits = plain_sum(plain, generation, expected)
-        xgrammar.apply_token_bitmask_inplace(logits[None], mask)
-        expected.append(int(logits.argmax()))
-        assert matcher.accept_token(expected[-1])
-    assert write(backend, generation) == [tuple(expected[:-1])]  # without the token that ends it
+    assert write(backend, generation) == [greedy_text(plain, loaded[1], generation)]
 
 
 def test_many_in_flight_write_what_each_writes_alone(make: Callable[..., TransformersBackend]) -> None:
@@ -159,14 +137,7 @@ def test_many_in_flight_write_what_each_writes_alone(make: Callable[..., Transfo
 def test_joining_and_leaving_at_odd_times_changes_nothing(make: Callable[..., TransformersBackend]) -> None:
     songs = mixture()
     alone = [write(make(), generation)[0] for generation in songs]
-    backend = make()
-    last: dict[int, SequenceOutput] = {}
-    for number, generation in reversed(list(enumerate(songs))):
-        backend.add(number, generation)
-        for _ in range(1 + number % 3):
-            last.update((news.sequence_id, news) for news in backend.step())
-    last = finish(backend, last)
-    assert [last[number].tokens for number in range(len(songs))] == alone
+    assert write_at_odd_times(make(), songs) == alone
 
 
 def test_every_step_writes_one_token_of_every_song(backend: TransformersBackend) -> None:
@@ -280,21 +251,7 @@ def test_one_step_reads_no_more_prompt_tokens_than_its_bound(make: Callable[...,
     assert joined == [{0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}]
 
 
-@pytest.mark.parametrize(
-    ("poison", "words"),
-    [
-        pytest.param(song(1, length=CONTEXT, count=1), "context is 512", id="a prompt over the context"),
-        pytest.param(song(1, length=100, count=CONTEXT - 99), "context is 512", id="a text over the context"),
-        pytest.param(replace(song(1), prompt=()), "empty prompt", id="no prompt"),
-        pytest.param(replace(song(1), unconditional=()), "empty prompt", id="no unconditional prompt"),
-        pytest.param(
-            replace(song(1), prompt=(5, 10**6)), "outside the vocabulary", id="a token outside the vocabulary"
-        ),
-        pytest.param(replace(song(1), unconditional=(-1,)), "outside the vocabulary", id="a negative token"),
-        pytest.param(song(1, count=0), "no token to generate", id="nothing to write"),
-        pytest.param(text(1, grammar="root ::= ("), "grammar is invalid", id="a broken grammar"),
-    ],
-)
+@FAULTY
 def test_a_faulty_sequence_fails_alone(
     make: Callable[..., TransformersBackend], poison: Generation, words: str
 ) -> None:

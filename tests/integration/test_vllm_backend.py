@@ -23,7 +23,6 @@ if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed here; `bash infra/dev test` runs this file where it is", allow_module_level=True)
 
 import torch
-import xgrammar
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -40,16 +39,21 @@ from acestep_consumer.engine.planner.vllm_engine import EngineSize, VllmUnavaila
 from acestep_consumer.engine.testing import tiny_lm
 from acestep_consumer.policy.lm_memory import UNCOUNTED_BYTES
 from tests.support.lm_generations import (
-    GRAMMAR,
+    CONTEXT,
+    FAULTY,
     WRITTEN_BY_GRAMMAR,
     finish,
+    greedy_codes,
+    greedy_songs,
+    greedy_text,
     mixture,
-    plain_sum,
     prompt,
+    sampled_codes,
     song,
     text,
     without_prefix,
     write,
+    write_at_odd_times,
 )
 
 vllm_engine.prepare()
@@ -59,7 +63,6 @@ from acestep_consumer.engine.planner.vllm_guidance import GuidanceProcessor  # n
 # vLLM and what it imports warn of their own use of torch.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CONTEXT = 512
 
 Alone = list[tuple[int, ...] | None]
 
@@ -125,46 +128,24 @@ def backend(opened: VllmBackend) -> Iterator[VllmBackend]:
 def test_guided_greedy_codes_are_those_of_plain_calls_of_the_model(
     backend: VllmBackend, plain: Any, codes: range
 ) -> None:
-    songs = [song(seed, count=25, length=10 + 17 * seed, temperature=0) for seed in range(4)]
-    for generation, written in zip(songs, write(backend, *songs), strict=True):
-        expected: list[int] = []
-        for _ in range(25):
-            logits = plain_sum(plain, generation, expected)
-            expected.append(codes.start + int(logits[codes.start : codes.stop].argmax()))
-        assert written == tuple(expected)
-        assert len(set(expected)) > 5  # no song of one note, which any backend would get right
+    songs = greedy_songs()
+    expected = [greedy_codes(plain, each, codes) for each in songs]
+    assert write(backend, *songs) == expected
+    assert all(len(set(each)) > 5 for each in expected)  # no song of one note, which any backend would get right
 
 
 def test_guided_sampled_codes_are_those_of_plain_calls_of_the_model(
     backend: VllmBackend, plain: Any, codes: range
 ) -> None:
     generation = song(11, count=25, temperature=0.85, repetition_penalty=1.2)
-    rows = RowSampling.of([generation.sampling], "cpu")
-    expected: list[int] = []
-    for step in range(25):
-        logits = plain_sum(plain, generation, expected)[None, codes.start : codes.stop]
-        seen = torch.zeros(1, len(codes), dtype=torch.bool)
-        seen[0, [token - codes.start for token in expected]] = True
-        chosen = choose(logits, rows, torch.tensor([step]), seen, codes.start)
-        expected.append(codes.start + int(chosen))
-    assert write(backend, generation) == [tuple(expected)]
+    assert write(backend, generation) == [sampled_codes(plain, generation, codes)]
 
 
 def test_guided_greedy_text_is_that_of_plain_calls_of_the_model_under_its_grammar(
     backend: VllmBackend, plain: Any, tokens: LmTokens
 ) -> None:
     generation = text(12, temperature=0)
-    info = xgrammar.TokenizerInfo.from_huggingface(tokens.tokenizer, vocab_size=plain.config.vocab_size)
-    matcher = xgrammar.GrammarMatcher(xgrammar.GrammarCompiler(info).compile_grammar(GRAMMAR))
-    mask = xgrammar.allocate_token_bitmask(1, plain.config.vocab_size)
-    expected: list[int] = []
-    while not matcher.is_terminated():
-        matcher.fill_next_token_bitmask(mask)
-        logits = plain_sum(plain, generation, expected)
-        xgrammar.apply_token_bitmask_inplace(logits[None], mask)
-        expected.append(int(logits.argmax()))
-        assert matcher.accept_token(expected[-1])
-    assert write(backend, generation) == [tuple(expected[:-1])]  # without the token that ends it
+    assert write(backend, generation) == [greedy_text(plain, tokens.tokenizer, generation)]
 
 
 def test_both_backends_write_the_same(folder: Path, tokens: LmTokens, codes: range, alone: Alone) -> None:
@@ -184,14 +165,7 @@ def test_many_in_flight_write_what_each_writes_alone(backend: VllmBackend, alone
 
 
 def test_joining_and_leaving_at_odd_times_changes_nothing(backend: VllmBackend, alone: Alone) -> None:
-    songs = mixture()
-    last: dict[int, SequenceOutput] = {}
-    for number, generation in reversed(list(enumerate(songs))):
-        backend.add(number, generation)
-        for _ in range(1 + number % 3):
-            last.update((news.sequence_id, news) for news in backend.step())
-    last = finish(backend, last)
-    assert [last[number].tokens for number in range(len(songs))] == alone
+    assert write_at_odd_times(backend, mixture()) == alone
 
 
 def test_songs_for_which_a_recorded_choice_is_replayed_write_the_same(
@@ -368,21 +342,7 @@ def test_dropping_everything_leaves_nothing(backend: VllmBackend) -> None:
     assert backend.step() == []
 
 
-@pytest.mark.parametrize(
-    ("poison", "words"),
-    [
-        pytest.param(song(1, length=CONTEXT, count=1), "context is 512", id="a prompt over the context"),
-        pytest.param(song(1, length=100, count=CONTEXT - 99), "context is 512", id="a text over the context"),
-        pytest.param(replace(song(1), prompt=()), "empty prompt", id="no prompt"),
-        pytest.param(replace(song(1), unconditional=()), "empty prompt", id="no unconditional prompt"),
-        pytest.param(
-            replace(song(1), prompt=(5, 10**6)), "outside the vocabulary", id="a token outside the vocabulary"
-        ),
-        pytest.param(replace(song(1), unconditional=(-1,)), "outside the vocabulary", id="a negative token"),
-        pytest.param(song(1, count=0), "no token to generate", id="nothing to write"),
-        pytest.param(text(1, grammar="root ::= ("), "grammar is invalid", id="a broken grammar"),
-    ],
-)
+@FAULTY
 def test_a_faulty_sequence_fails_alone(backend: VllmBackend, alone: Alone, poison: Generation, words: str) -> None:
     good = mixture()
     for number, generation in ((1, good[1]), (50, poison), (7, good[7])):

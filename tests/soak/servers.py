@@ -26,7 +26,6 @@ from tests.support.servers import ManagementApi
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from types import TracebackType
 
 PREFETCH = 4
 LIMIT = 60
@@ -85,9 +84,7 @@ class SoakServers:
             await self._stack.enter_async_context(slot)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     def close_connections(self) -> None:

@@ -18,7 +18,6 @@ from tests.support.worker import COMMAND, LIGHT_COMMAND, LIGHT_VARIABLES, ROOT, 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
 _POLL_S = 0.1
 _PAUSE_S = 0.5
@@ -70,9 +69,7 @@ class WorkerSlot:
         self._wanted.set()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._keeper is not None
         self._keeper.cancel()
         await asyncio.gather(self._keeper, return_exceptions=True)

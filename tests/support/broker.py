@@ -26,7 +26,6 @@ from tests.support.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
 
     from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
@@ -77,9 +76,7 @@ class Peer:
         self.channel = await self._connection.channel(on_return_raises=True)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._connection is not None
         await self._connection.close()
 

@@ -18,7 +18,6 @@ from tests.support.waiting import WITHIN_S
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from types import TracebackType
 
 SIZE = 3
 FORMED_WITHIN_S = WITHIN_S
@@ -160,9 +159,7 @@ class Cluster:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from acestep_consumer.engine.messages import EngineStats
 
 _PLAUSIBLE = EngineStats(
-    ready_s=10,
     busy_s=5,
     songs_done=4,
     audio_s=120,

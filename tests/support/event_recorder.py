@@ -24,7 +24,6 @@ from tests.support.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import TracebackType
 
     from aio_pika.abc import AbstractIncomingMessage
 
@@ -93,9 +92,7 @@ class EventRecorder:
             await self._listening.wait()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

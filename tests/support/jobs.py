@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from acestep_consumer.domain import outcome
 from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
 from acestep_schemas.events import (
-    Audio,
     Completed,
     ErrorCode,
     ErrorReport,
@@ -71,7 +71,7 @@ def make_manifest(job: Job, stored: tuple[StoredObject, ...] = (), *, worker_id:
         model=job.model,
         lm=job.lm,
         policy=job.policy,
-        audios=tuple(map(_audio, stored)),
+        audios=tuple(map(outcome._audio, stored)),
         request=job.request,
         metas=Metas(caption=job.request.prompt, duration=1.5),
         timings=Timings(render=0.1, total=1 / 3),
@@ -89,20 +89,4 @@ def make_failure(task_id: str, message: str = "it broke") -> Unfinished:
         finished_at=datetime.now(UTC),
         error=error,
         policy=make_policy(),
-    )
-
-
-def _audio(stored: StoredObject) -> Audio:
-    track = stored.track
-    return Audio(
-        uri=stored.uri,
-        url=stored.url,
-        format=track.format,
-        content_type=track.content_type,
-        sample_rate=track.sample_rate,
-        channels=track.channels,
-        duration_s=track.duration_s,
-        bytes=stored.bytes,
-        sha256=stored.sha256,
-        seed=track.seed,
     )

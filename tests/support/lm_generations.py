@@ -5,12 +5,14 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import xgrammar
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +24,10 @@ from acestep_consumer.engine.planner.backend import (
     SequenceOutput,
     TextConstraint,
 )
+from acestep_consumer.engine.planner.guidance import RowSampling, choose
 
+CONTEXT = 512
+"""Tokens of the tiny model's context."""
 GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " " ("major" | "minor") "\\n"'
 WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")
 STEPS = 2000
@@ -60,6 +65,24 @@ def text(seed: int, *, max_tokens: int = 60, grammar: str | None = GRAMMAR, **sa
     return replace(song(seed, **sampling), constraint=TextConstraint(grammar, max_tokens))
 
 
+FAULTY = pytest.mark.parametrize(
+    ("poison", "words"),
+    [
+        pytest.param(song(1, length=CONTEXT, count=1), "context is 512", id="a prompt over the context"),
+        pytest.param(song(1, length=100, count=CONTEXT - 99), "context is 512", id="a text over the context"),
+        pytest.param(replace(song(1), prompt=()), "empty prompt", id="no prompt"),
+        pytest.param(replace(song(1), unconditional=()), "empty prompt", id="no unconditional prompt"),
+        pytest.param(
+            replace(song(1), prompt=(5, 10**6)), "outside the vocabulary", id="a token outside the vocabulary"
+        ),
+        pytest.param(replace(song(1), unconditional=(-1,)), "outside the vocabulary", id="a negative token"),
+        pytest.param(song(1, count=0), "no token to generate", id="nothing to write"),
+        pytest.param(text(1, grammar="root ::= ("), "grammar is invalid", id="a broken grammar"),
+    ],
+)
+"""Sequences that no backend can write, and words of the error."""
+
+
 def mixture() -> list[Generation]:
     """Every kind of song: long and short, guided or not, codes and texts, all samplings."""
     return [
@@ -90,6 +113,56 @@ def write(backend: Backend, *generations: Generation) -> list[tuple[int, ...] | 
         backend.add(number, generation)
     last = finish(backend)
     return [last[number].tokens for number in range(len(generations))]
+
+
+def write_at_odd_times(backend: Backend, generations: Sequence[Generation]) -> list[tuple[int, ...] | None]:
+    """What each of these writes when the last one begins, and the others join one after the other."""
+    last: dict[int, SequenceOutput] = {}
+    for number, generation in reversed(list(enumerate(generations))):
+        backend.add(number, generation)
+        for _ in range(1 + number % 3):
+            last.update((news.sequence_id, news) for news in backend.step())
+    last = finish(backend, last)
+    return [last[number].tokens for number in range(len(generations))]
+
+
+def greedy_songs() -> list[Generation]:
+    return [song(seed, count=25, length=10 + 17 * seed, temperature=0) for seed in range(4)]
+
+
+def greedy_codes(plain: Any, generation: Generation, codes: range) -> tuple[int, ...]:
+    """The 25 codes that plain calls of the model make likeliest."""
+    expected: list[int] = []
+    for _ in range(25):
+        logits = plain_sum(plain, generation, expected)
+        expected.append(codes.start + int(logits[codes.start : codes.stop].argmax()))
+    return tuple(expected)
+
+
+def sampled_codes(plain: Any, generation: Generation, codes: range) -> tuple[int, ...]:
+    """The 25 codes that are drawn from the logits of plain calls of the model."""
+    rows = RowSampling.of([generation.sampling], "cpu")
+    expected: list[int] = []
+    for step in range(25):
+        logits = plain_sum(plain, generation, expected)[None, codes.start : codes.stop]
+        seen = torch.tensor([[token in expected for token in codes]])
+        expected.append(codes.start + int(choose(logits, rows, torch.tensor([step]), seen, codes.start)))
+    return tuple(expected)
+
+
+def greedy_text(plain: Any, tokenizer: Any, generation: Generation) -> tuple[int, ...]:
+    """The text that plain calls of the model make likeliest under ``GRAMMAR``, without the token that ends it."""
+    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=plain.config.vocab_size)
+    matcher = xgrammar.GrammarMatcher(xgrammar.GrammarCompiler(info).compile_grammar(GRAMMAR))
+    mask = xgrammar.allocate_token_bitmask(1, plain.config.vocab_size)
+    expected: list[int] = []
+    while not matcher.is_terminated():
+        matcher.fill_next_token_bitmask(mask)
+        logits = plain_sum(plain, generation, expected)
+        xgrammar.apply_token_bitmask_inplace(logits[None], mask)
+        expected.append(int(logits.argmax()))
+        assert matcher.accept_token(expected[-1])
+    return tuple(expected[:-1])
 
 
 @torch.inference_mode()

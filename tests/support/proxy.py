@@ -8,11 +8,8 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Self
+from typing import Self
 from urllib.parse import urlsplit, urlunsplit
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _CHUNK = 64 * 1024
 _GREETING_BYTES = 4096
@@ -159,9 +156,7 @@ class Proxy:
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
         self.heal()

@@ -9,15 +9,12 @@ import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import trustme
 
 from infra.local.ports import LOOPBACK, PortClaim
 from infra.local.rabbitmq import RabbitMQ
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 NAME = "localhost"
 _HANDSHAKE = 0x16
@@ -110,9 +107,7 @@ class Front:
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._server.close()
         for task in self._tasks:
             task.cancel()

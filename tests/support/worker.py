@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from infra.local.ports import PortClaim
@@ -80,9 +79,7 @@ class WorkerProcess:
             assert time.monotonic() < deadline, tail(self.log)
             time.sleep(0.1)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.end(30)
         self._claim.release()
 

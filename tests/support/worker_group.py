@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from acestep_consumer.config.logs import set_up_logs
@@ -45,9 +44,7 @@ class WorkerGroupProcess:
         self._process = Process(argv, env=self._environment, folder=ROOT, log=self.log, guarded=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.end(30)
 
     @property

@@ -22,7 +22,7 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker.errors import BrokerError, ConnectionLost, mapped
 from acestep_consumer.broker.topology import CANCEL, CONTROL, CONTROL_LOG, CONTROL_LOG_DAYS, SYNC
-from acestep_consumer.domain.objects import is_task_id
+from acestep_schemas.request import is_task_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from aio_pika.connection import Connection
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractChannel
+    from aio_pika.abc import AbstractChannel, AbstractConnection
 
 # RabbitMQ's default for the highest number.
 _HIGHEST = 2047
@@ -45,3 +45,10 @@ class NumberedConnection(Connection):
         number = next((number for number in candidates if number not in opened.channels), None)
         self._last_number = number or self._last_number
         return number
+
+
+def version_of(connection: AbstractConnection) -> str | None:
+    """Return RabbitMQ's version, such as ``3.10.8``; None where the broker does not report it."""
+    transport = connection.transport
+    version = transport.connection.server_properties.get("version") if transport else None
+    return version if isinstance(version, str) else None

@@ -22,14 +22,21 @@ from yarl import URL
 
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
-from acestep_consumer.broker.channel_numbers import NumberedConnection
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, describe, mapped
+from acestep_consumer.broker.channel_numbers import NumberedConnection, version_of
+from acestep_consumer.broker.errors import (
+    BrokerError,
+    BrokerRefused,
+    ConnectionLost,
+    connecting,
+    describe,
+    end_within,
+    mapped,
+)
 from acestep_consumer.broker.queue_limit import declared_limit, ensure_limit
 from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from aio_pika.abc import AbstractConnection
     from pydantic import SecretStr
@@ -212,9 +219,7 @@ class BrokerConnection:
         self._keeper = asyncio.create_task(self._keep(), name=f"connection {self._name}")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close(CLOSE_TIMEOUT_S)
 
     async def close(self, timeout_s: float) -> None:
@@ -302,7 +307,7 @@ class BrokerConnection:
         self._use(channel)
 
     async def _set_up(self, connection: AbstractConnection) -> Channel:
-        self._server_version = _version_of(connection)
+        self._server_version = version_of(connection)
         if self._topology is None:
             whole = await ensure_limit(connection, self._settings)
             self._topology = whole if self._with_stream else whole.without(CONTROL_LOG)
@@ -331,9 +336,7 @@ class BrokerConnection:
         if connection is None:
             return
         try:
-            with suppress(BrokerError), mapped():
-                async with asyncio.timeout(timeout_s):
-                    await connection.close()
+            await end_within(timeout_s, connection.close())
         except Exception:
             log.exception("broker connection: unexpected error while closing", connection=self._name)
 
@@ -341,12 +344,6 @@ class BrokerConnection:
     def address(self) -> str:
         """The URL of the node that it is connected to, or tried last, without user, password and query."""
         return str(self._url.with_user(None).with_query(None))
-
-
-def _version_of(connection: AbstractConnection) -> str | None:
-    transport = connection.transport
-    version = transport.connection.server_properties.get("version") if transport else None
-    return version if isinstance(version, str) else None
 
 
 def _with_heartbeat(secret: SecretStr) -> URL:

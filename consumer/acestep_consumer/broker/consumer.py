@@ -25,7 +25,7 @@ from acestep_consumer.broker.delivery import AmqpDelivery
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.prefetch_shares import PrefetchShare, next_start, next_stop
 from acestep_consumer.broker.publisher import Publisher
-from acestep_consumer.broker.topology import GENERATE, IDENTIFIED
+from acestep_consumer.broker.topology import GENERATE, IDENTIFIED, RPC_TIMEOUT_S
 from acestep_consumer.domain.errors import Verdict
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 Handle = Callable[[AmqpDelivery], Awaitable[None]]
 """Runs one message and settles it. An exception is logged, and the message is requeued."""
 
-RPC_TIMEOUT_S = 10.0
 # A message whose handler fails at once must not be redelivered at full speed.
 RETURN_DELAY_S = 1.0
 # Time for a cancelled task to end, before its message is requeued regardless.
@@ -58,6 +57,11 @@ class _RunningDelivery:
     tag: str
     queue: str
     delivery: AmqpDelivery
+
+
+def consumer_arguments(settings: BrokerSettings) -> ArgumentsType:
+    """Return the arguments of ``basic.consume``."""
+    return {"x-consumer-timeout": CONSUMER_TIMEOUT_MS} if settings.queue_type == "quorum" else {}
 
 
 class Consumer:
@@ -80,9 +84,7 @@ class Consumer:
         self._handle = handle
         self._publisher = publisher
         self._prefetch = settings.workers_at_start
-        self._arguments: ArgumentsType = {}
-        if settings.queue_type == "quorum":
-            self._arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT_MS
+        self._arguments = consumer_arguments(settings)
         self._tasks: dict[asyncio.Task[None], _RunningDelivery] = {}
         self._finished = 0
         self._channel: Channel | None = None

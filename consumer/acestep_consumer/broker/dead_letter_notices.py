@@ -18,18 +18,18 @@ from uuid import uuid4
 
 import structlog
 
-from acestep_consumer.broker.consumer import CONSUMER_TIMEOUT_MS
+from acestep_consumer.broker.consumer import consumer_arguments
 from acestep_consumer.broker.dead_letter import CODE, DEATHS, death_of, format_of, returned_properties, writable
 from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.broker.errors import BrokerError, Nacked, mapped
-from acestep_consumer.broker.topology import GENERATE, IDENTIFIED, NOTICES, tier_of
+from acestep_consumer.broker.topology import GENERATE, IDENTIFIED, NOTICES, RPC_TIMEOUT_S, tier_of
 from acestep_consumer.domain.parse import readable_task_id
 from acestep_consumer.domain.ports import BodyFormat, Reply
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from aiormq.abc import ArgumentsType, DeliveredMessage
+    from aiormq.abc import DeliveredMessage
     from aiormq.channel import Channel
 
     from acestep_consumer.broker.connection import BrokerConnection
@@ -40,7 +40,6 @@ PREFETCH = 64
 # A classic queue refuses publishes at its limit and drops nothing. But one that recovers from a crash of the broker
 # with more than the limit, because unacked messages wait again, dead-letters the oldest: the jobs that were running.
 OVERFULL = "maxlen"
-RPC_TIMEOUT_S = 10.0
 SETTLE_TIMEOUT_S = 10.0
 # A notice whose handler fails must not be redelivered at full speed.
 RETURN_DELAY_S = 5.0
@@ -90,9 +89,7 @@ class DeadLetterNotices:
     def __init__(self, connection: BrokerConnection, settings: BrokerSettings, handle: NoticeHandler) -> None:
         self._connection = connection
         self._handle = handle
-        self._arguments: ArgumentsType = {}
-        if settings.queue_type == "quorum":
-            self._arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT_MS
+        self._arguments = consumer_arguments(settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: Channel | None = None
         self._tag = ""

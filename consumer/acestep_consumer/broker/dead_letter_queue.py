@@ -20,13 +20,20 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, format_of, requeued_properties
-from acestep_consumer.broker.errors import CHECK_BROKER, BrokerError, BrokerRefused, ConnectionLost, describe, mapped
-from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS
+from acestep_consumer.broker.errors import (
+    CHECK_BROKER,
+    BrokerError,
+    BrokerRefused,
+    ConnectionLost,
+    describe,
+    end_within,
+    mapped,
+)
+from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS, ROUTING_KEY
 from acestep_consumer.domain.ports import BodyFormat
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from types import TracebackType
 
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import DeliveredMessage
@@ -37,7 +44,6 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 3.0
-ROUTING_KEY = "generate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +97,7 @@ class DeadLetterQueue:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         with suppress(BrokerError), mapped():
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await self._put_back()
@@ -180,8 +184,5 @@ class DeadLetterQueue:
         self._count = (found.message_count if found else None) or 0
 
     async def _close(self) -> None:
-        if self._connection is None:
-            return
-        with suppress(BrokerError), mapped():
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._connection.close()
+        if self._connection is not None:
+            await end_within(CLOSE_TIMEOUT_S, self._connection.close())

@@ -15,7 +15,7 @@ import structlog
 from pamqp.commands import Basic
 
 from acestep_consumer.broker.errors import BrokerError, mapped
-from acestep_consumer.broker.topology import CONTROL, SYNC
+from acestep_consumer.broker.topology import CONTROL, RPC_TIMEOUT_S, SYNC, consume_own_queue
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, DeliveredMessage
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from acestep_consumer.broker.connection import BrokerConnection
 
-RPC_TIMEOUT_S = 10.0
 _QUESTION, _ANSWER = "question", "answer"
 
 log = structlog.get_logger()
@@ -53,10 +52,8 @@ class DuplicateIdCheck:
 
     async def _set_up(self, channel: Channel) -> None:
         with mapped():
-            queue = f"{CONTROL}.{uuid4().hex}"
-            await channel.queue_declare(queue, exclusive=True, auto_delete=True, timeout=RPC_TIMEOUT_S)
+            queue = await consume_own_queue(channel, self._on_message)
             await channel.queue_bind(queue, CONTROL, self._key, timeout=RPC_TIMEOUT_S)
-            await channel.basic_consume(queue, self._on_message, no_ack=True, timeout=RPC_TIMEOUT_S)
             await self._publish(channel, _QUESTION)
 
     @property

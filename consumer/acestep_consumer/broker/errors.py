@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from aio_pika import exceptions as amqp
@@ -25,7 +25,7 @@ from pamqp.exceptions import PAMQPException
 from acestep_consumer.config.amqp_urls import ENCODING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Iterator
 
 
 class BrokerError(Exception):
@@ -82,6 +82,13 @@ def mapped() -> Iterator[None]:
         raise found from error
     if _cancellations() > before:
         raise asyncio.CancelledError
+
+
+async def end_within(timeout_s: float, closing: Awaitable[object]) -> None:
+    """Wait until a connection or a channel is closed, but no longer than that, and whatever the broker answers."""
+    with suppress(BrokerError), mapped():
+        async with asyncio.timeout(timeout_s):
+            await closing
 
 
 @contextmanager

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from acestep_consumer.broker.errors import BrokerError, ConnectionLost, describe, mapped
-from acestep_consumer.broker.topology import IDENTIFIED
+from acestep_consumer.broker.topology import IDENTIFIED, RPC_TIMEOUT_S
 
 if TYPE_CHECKING:
     from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.broker.consumer import Consumer
 
-RPC_TIMEOUT_S = 10.0
 # Time for a running look at the queue to end when the worker stops.
 STOP_TIMEOUT_S = 5.0
 # How often it looks for copies that a worker left which died.

@@ -21,22 +21,21 @@ from aiormq.exceptions import ChannelAccessRefused
 from yarl import URL
 
 from acestep_consumer.broker import queue_limit
-from acestep_consumer.broker.channel_numbers import NumberedConnection
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, mapped
+from acestep_consumer.broker.channel_numbers import NumberedConnection, version_of
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, end_within, mapped
 from acestep_consumer.broker.topology import GENERATE, PROBES, REQUESTS, Exchange, Queue, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from types import TracebackType
 
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import ArgumentsType
 
+    from acestep_consumer.broker.connection import Step
     from acestep_consumer.config.settings import BrokerSettings
 
 T = TypeVar("T")
 Operation = Literal["configure", "write", "read"]
-Step = Callable[[Channel], Awaitable[None]]
 
 TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
@@ -107,9 +106,7 @@ class BrokerInspection:
         await self.connect()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._drop()
 
     async def connect(self) -> None:
@@ -140,9 +137,7 @@ class BrokerInspection:
     @property
     def version(self) -> str | None:
         """RabbitMQ's version, such as ``3.10.8``; None where the broker does not report it."""
-        transport = self._opened.transport
-        version = transport.connection.server_properties.get("version") if transport else None
-        return version if isinstance(version, str) else None
+        return version_of(self._opened)
 
     async def depth(self, queue: str) -> QueueDepth | None:
         """Return how many messages wait and how many consumers there are; None: the queue does not exist."""
@@ -250,9 +245,7 @@ class BrokerInspection:
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(BrokerError, TimeoutError), mapped():
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await connection.close()
+            await end_within(CLOSE_TIMEOUT_S, connection.close())
 
     @property
     def _opened(self) -> AbstractConnection:

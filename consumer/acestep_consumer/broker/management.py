@@ -21,7 +21,6 @@ from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
-    from types import TracebackType
 
     import aiohttp
 
@@ -128,9 +127,7 @@ class ManagementClient:
         self._session = open_session(plain, headers={"Authorization": f"Basic {login}"})
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def set_limit(self, limit: int) -> None:

@@ -10,12 +10,11 @@ import asyncio
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import structlog
 
 from acestep_consumer.broker.errors import mapped
-from acestep_consumer.broker.topology import CONTROL
+from acestep_consumer.broker.topology import CONTROL, RPC_TIMEOUT_S, STATUS, consume_own_queue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
     from acestep_consumer.broker.connection import BrokerConnection
 
-STATUS = "status"
-RPC_TIMEOUT_S = 10.0
 MIN_INTERVAL_S = 1.0
 
 log = structlog.get_logger()
@@ -55,11 +52,8 @@ class StatusRequests:
 
     async def _consume(self, channel: Channel) -> None:
         with mapped():
-            # Not named by the broker: the login's permissions may cover names that begin with `acestep.` alone.
-            queue = f"{CONTROL}.{uuid4().hex}"
-            await channel.queue_declare(queue, exclusive=True, auto_delete=True, timeout=RPC_TIMEOUT_S)
+            queue = await consume_own_queue(channel, self._on_request)
             await channel.queue_bind(queue, CONTROL, STATUS, timeout=RPC_TIMEOUT_S)
-            await channel.basic_consume(queue, self._on_request, no_ack=True, timeout=RPC_TIMEOUT_S)
 
     async def _on_request(self, _: DeliveredMessage) -> None:
         if self._announcing is None or self._announcing.done():

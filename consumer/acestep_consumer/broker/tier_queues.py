@@ -17,12 +17,11 @@ import random
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import structlog
 
 from acestep_consumer.broker.errors import BrokerError, ConnectionLost, describe, mapped
-from acestep_consumer.broker.topology import CONTROL, TIER, tier_queue
+from acestep_consumer.broker.topology import CONTROL, RPC_TIMEOUT_S, TIER, consume_own_queue, tier_queue
 from acestep_consumer.domain.errors import Unpublished
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.broker.consumer import Consumer
 
-RPC_TIMEOUT_S = 10.0
 # Time for a running look at the queues to end when the worker stops.
 STOP_TIMEOUT_S = 5.0
 # How often it looks at its queue without a notification; a lost notification delays a request by this much.
@@ -117,9 +115,7 @@ class TierQueues:
         for tier in self._tiers:
             await self._connection.declare_tier_queue(tier)
         with mapped():
-            self._notifications = queue = f"{CONTROL}.{uuid4().hex}"
-            await channel.queue_declare(queue, exclusive=True, auto_delete=True, timeout=RPC_TIMEOUT_S)
-            await channel.basic_consume(queue, self._on_notification, no_ack=True, timeout=RPC_TIMEOUT_S)
+            self._notifications = await consume_own_queue(channel, self._on_notification)
         # Last, because notifications must find a consumer.
         self._bound = False
         await self._update_binding(channel)

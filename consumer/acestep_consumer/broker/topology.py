@@ -10,13 +10,16 @@ import json
 import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
+from uuid import uuid4
 
 from acestep_consumer.broker.errors import mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from aio_pika.abc import AbstractChannel
+    from aiormq.abc import DeliveredMessage
+    from aiormq.channel import Channel
     from pydantic import JsonValue
 
     from acestep_consumer.config.settings import BrokerSettings
@@ -32,11 +35,17 @@ NOTICES = "acestep.dead-letter.notices"
 IDENTIFIED = "acestep.requests.identified"
 CONTROL_LOG = "acestep.control.log"
 
-# First words of routing keys of the control exchange.
+# Routing key of requests.
+ROUTING_KEY = "generate"
+
+# First words of routing keys of the control exchange. STATUS: every worker is to announce itself.
 CANCEL = "cancel"
 SYNC = "sync"
+STATUS = "status"
 
 CAPACITY = "acestep-capacity"
+# Of one call on a channel.
+RPC_TIMEOUT_S = 10.0
 # Prefix of throw-away queues on which the limit is measured.
 PROBES = f"{GENERATE}.probe-"
 
@@ -217,9 +226,22 @@ def topology_with(settings: BrokerSettings, limit: int | None) -> Topology:
             Binding(CONTROL, CONTROL_LOG, f"{CANCEL}.*"),
             Binding(CONTROL, CONTROL_LOG, f"{SYNC}.*"),
             Binding(UNROUTED, UNROUTED, ""),
-            Binding(REQUESTS, GENERATE, "generate.#"),
+            Binding(REQUESTS, GENERATE, f"{ROUTING_KEY}.#"),
         ),
     )
+
+
+async def consume_own_queue(
+    channel: Channel, on_message: Callable[[DeliveredMessage], Coroutine[None, None, None]]
+) -> str:
+    """Consume a new queue of this connection alone, without acks, and return its name.
+
+    It is not named by the broker: the login's permissions may cover names that begin with ``acestep.`` alone.
+    """
+    queue = f"{CONTROL}.{uuid4().hex}"
+    await channel.queue_declare(queue, exclusive=True, auto_delete=True, timeout=RPC_TIMEOUT_S)
+    await channel.basic_consume(queue, on_message, no_ack=True, timeout=RPC_TIMEOUT_S)
+    return queue
 
 
 def _durable(kind: Kind) -> Arguments:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import aio_pika
 
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, Unroutable, describe
-from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, NOTICES, REQUESTS
+from acestep_consumer.broker.topology import CANCEL, CONTROL, EVENTS, GENERATE, NOTICES, REQUESTS, ROUTING_KEY, STATUS
 from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
 from acestep_consumer.client.dispatcher import Dispatcher
 from acestep_consumer.client.errors import (
@@ -30,17 +30,16 @@ from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, R
 from acestep_consumer.client.job import JobHandle
 from acestep_consumer.client.results import Results
 from acestep_consumer.client.subscription import Subscription
-from acestep_consumer.client.worker_survey import STATUS_REQUEST, survey_workers
-from acestep_consumer.domain.objects import is_task_id
+from acestep_consumer.client.worker_survey import survey_workers
 from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
+from acestep_schemas.request import is_task_id
 from acestep_schemas.request_body import RequestBody
 
 if TYPE_CHECKING:
     from acestep_consumer.config.settings import StorageSettings
     from acestep_consumer.storage.lineage import Family
 
-ROUTING_KEY: Final = "generate"
-MAY_NOT_ASK: Final = f"this login may not read {EVENTS}, or not publish `{STATUS_REQUEST}` to {CONTROL}"
+MAY_NOT_ASK: Final = f"this login may not read {EVENTS}, or not publish `{STATUS}` to {CONTROL}"
 MAY_NOT_SEE: Final = f"this login may not see {GENERATE}; from RabbitMQ 4 on that takes a permission on it"
 EVERYTHING: Final = ("job.#", "worker.#")
 # Publishes of `submit_many` that wait for their confirm at the same time.
@@ -233,7 +232,7 @@ class Client:
             timestamp=datetime.now(UTC),
         )
         try:
-            await self._connection.publish(CONTROL, f"cancel.{_checked(task_id)}", message)
+            await self._connection.publish(CONTROL, f"{CANCEL}.{_checked(task_id)}", message)
         except (Unroutable, Nacked) as fault:
             raise NoQueue(f"no queue takes the cancellation of {task_id}; {NOT_DECLARED}") from fault
 
@@ -267,7 +266,7 @@ class Client:
             NoQueue: the queues are not declared yet.
         """
         with as_client_error("the workers were not asked"):
-            await self._connection.publish_once(CONTROL, STATUS_REQUEST)
+            await self._connection.request_statuses()
 
     async def result(self, event_or_id: TerminalEvent | str, folder: Path | str) -> tuple[Path, ...]:
         """Download a job's songs to ``folder`` and verify size and SHA-256. Returns the files, in the songs' order.

@@ -5,7 +5,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Final, Self, cast
 
@@ -23,8 +23,10 @@ from acestep_consumer.broker.errors import (
     ConnectionLost,
     Nacked,
     describe,
+    end_within,
     mapped,
 )
+from acestep_consumer.broker.topology import CONTROL, STATUS
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
 from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, problem_of_parameters, split_urls
 
@@ -94,8 +96,8 @@ class ClientConnection:
             await close_quietly(channel)
         return declared.message_count or 0, declared.consumer_count or 0
 
-    async def publish_once(self, exchange: str, routing_key: str) -> None:
-        """Publish an empty message without a retry, on a channel of its own: a refusal closes the channel.
+    async def request_statuses(self) -> None:
+        """Ask every worker to announce itself, without a retry, on a channel of its own: a refusal closes the channel.
 
         Raises:
             BrokerError: it was refused, or the connection was lost.
@@ -105,7 +107,7 @@ class ClientConnection:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 channel = await connection.channel(publisher_confirms=True)
         try:
-            await _publish(channel, exchange, routing_key, aio_pika.Message(b""))
+            await _publish(channel, CONTROL, STATUS, aio_pika.Message(b""))
         finally:
             await close_quietly(channel)
 
@@ -192,9 +194,7 @@ class ClientConnection:
     async def _drop(self) -> None:
         connection, self._connection, self._publishing = self._connection, None, None
         if connection is not None:
-            with suppress(BrokerError), mapped():
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await connection.close()
+            await end_within(CLOSE_TIMEOUT_S, connection.close())
             await connection.close()  # returns at once where the first call ran out of time
 
 
@@ -228,9 +228,7 @@ def as_client_error(what: str) -> Iterator[None]:
 async def close_quietly(channel: AbstractChannel) -> None:
     """Close a channel that may be closed already."""
     if not channel.is_closed:
-        with suppress(BrokerError), mapped():
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await channel.close()
+        await end_within(CLOSE_TIMEOUT_S, channel.close())
 
 
 async def _publish(channel: AbstractChannel, exchange: str, routing_key: str, message: aio_pika.Message) -> None:

@@ -216,14 +216,19 @@ class Subscription:
 
     def _parsed(self, message: AbstractIncomingMessage) -> JobEvent | WorkerEvent | None:
         """Return the event; None for a repeat, and for anything that is no known event."""
-        try:
-            event = parse_event(message.body)
-        except ValidationError as error:
-            _log.warning("skipped an unknown event: %s", error.errors(include_url=False)[0]["msg"])
-            return None
-        if event.id in self._seen:
+        event = known_event(message.body)
+        if event is None or event.id in self._seen:
             return None
         self._seen[event.id] = None
         if len(self._seen) > _REMEMBERED_IDS:
             self._seen.popitem(last=False)
         return event
+
+
+def known_event(body: bytes) -> JobEvent | WorkerEvent | None:
+    """Return the event; None, with a warning in the log, for what is none that this version knows."""
+    try:
+        return parse_event(body)
+    except ValidationError as error:
+        _log.warning("skipped an unknown event: %s", error.errors(include_url=False)[0]["msg"])
+        return None

@@ -8,21 +8,18 @@ from typing import Final
 from uuid import uuid4
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from pydantic import TypeAdapter, ValidationError
 
-from acestep_consumer.broker.topology import CONTROL, EVENTS
+from acestep_consumer.broker.topology import EVENTS
 from acestep_consumer.client.connection import ClientConnection, checked, close_quietly
-from acestep_consumer.client.subscription import PREFIX
-from acestep_schemas.events import Event, JobEvent, Worker, WorkerEvent
+from acestep_consumer.client.subscription import PREFIX, known_event
+from acestep_schemas.events import Worker, WorkerEvent
 
-STATUS_REQUEST: Final = "status"
 ANSWERS: Final = "worker.#"
 # All workers get the request at once, so all answers come together. There may be fewer workers than consumers: one that
 # changes its prefetch has several.
 LAST_ANSWER_S: Final = 0.3
 
 # Fields that a newer worker added are ignored.
-_EVENT: Final[TypeAdapter[JobEvent | WorkerEvent]] = TypeAdapter(Event)
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
@@ -51,7 +48,7 @@ async def survey_workers(
     channel = await connection.channel()
     try:
         arrived = await _consume_answers(channel)
-        await connection.publish_once(CONTROL, STATUS_REQUEST)
+        await connection.request_statuses()
         while sum(worker.state == "ready" for worker in answers.values()) < expected:
             async with asyncio.timeout(LAST_ANSWER_S if answers else None):
                 event = _parsed(await arrived.get())
@@ -75,9 +72,5 @@ async def _consume_answers(channel: AbstractChannel) -> asyncio.Queue[AbstractIn
 
 
 def _parsed(message: AbstractIncomingMessage) -> WorkerEvent | None:
-    try:
-        event = _EVENT.validate_json(message.body, extra="ignore")
-    except ValidationError as error:
-        _log.warning("skipped an unknown event: %s", error.errors(include_url=False)[0]["msg"])
-        return None
+    event = known_event(message.body)
     return event if isinstance(event, WorkerEvent) else None

@@ -139,11 +139,15 @@ def print_client_error(error: "ClientError", console: Console = note) -> Exit:
     return Exit.UNREACHABLE
 
 
-def load_settings(**overrides: object) -> Settings:
+def overrides(**given: object) -> dict[str, str]:
+    """Return the settings of the command line, as texts; None: not given."""
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def load_settings(**given: object) -> Settings:
     """Load the settings, with those of the command line on top; invalid ones end the command with 2."""
-    given = {name: str(value) for name, value in overrides.items() if value is not None}
     try:
-        return settings_module.load(overrides=given)
+        return settings_module.load(overrides=overrides(**given))
     except SettingsError as error:
         print_error(str(error))
         raise typer.Exit(Exit.USAGE) from error

@@ -140,8 +140,7 @@ def _resolved(request: Request) -> Request:
     edits.check(asked)
     if asked.source_task_id is not None:
         return replace(request, warnings=(*request.warnings, _NOT_LOOKED_UP.format(asked.source_task_id)))
-    found = edits.resolve(asked, None)
-    return replace(request, body=found.request, edits=found.edits)
+    return edits.resolve(asked, None).applied_to(request)
 
 
 def _read(file: Path) -> bytes:

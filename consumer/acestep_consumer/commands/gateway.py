@@ -14,7 +14,7 @@ from rich.console import Console
 
 from acestep_consumer.client.results import Results
 from acestep_consumer.commands.base import print_error
-from acestep_consumer.commands.http_site import cannot_bind, site
+from acestep_consumer.commands.http_site import cannot_bind, run_until_stopped, site
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
@@ -53,7 +53,7 @@ async def gateway(settings: Settings, read_again: Callable[[], Settings], note: 
 
 
 async def _serve(settings: Settings, scratch: ScratchRoot, read_again: Callable[[], Settings], note: Console) -> Exit:
-    host, port = settings.gateway.host, settings.gateway.port
+    host, port, loop = settings.gateway.host, settings.gateway.port, asyncio.get_running_loop()
     results, songs = (Results(settings.storage, retry_s=_STORAGE_RETRY_S) for _ in range(2))
     url = settings.broker.every_url.get_secret_value()
     served = Gateway(settings, lambda: client_of(url), results, songs, scratch.ensure)
@@ -61,32 +61,16 @@ async def _serve(settings: Settings, scratch: ScratchRoot, read_again: Callable[
         async with site(served.application(), host, port, close_s=_CLOSE_S, cancel_abandoned=True) as address:
             sys.stdout.write(f"{address}/\n")
             sys.stdout.flush()
-            await _run_until_stopped(served, read_again)
+            loop.add_signal_handler(signal.SIGHUP, _reload, served, read_again)
+            await run_until_stopped(served.run())
     except OSError as error:
         print_error(cannot_bind(host, port, error), note)
         return Exit.USAGE
     finally:
+        loop.remove_signal_handler(signal.SIGHUP)
         await results.close()
         await songs.close()
     return Exit.DONE
-
-
-async def _run_until_stopped(served: Gateway, read_again: Callable[[], Settings]) -> None:
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, _reload, served, read_again)
-    session = asyncio.create_task(served.run(), name="gateway")
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        done, _ = await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-        loop.remove_signal_handler(signal.SIGHUP)
-        session.cancel()
-        stopping.cancel()
-        await asyncio.wait({session, stopping})
 
 
 def _reload(served: Gateway, read_again: Callable[[], Settings]) -> None:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves an application at an address: for `listen` and `gateway`."""
 
+import asyncio
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiohttp import web
 
@@ -30,6 +33,22 @@ async def site(
         yield f"http://{shown}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+async def run_until_stopped(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run these until SIGTERM or until one fails, and raise its error."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    tasks: set[asyncio.Task[Any]] = {asyncio.create_task(coroutine) for coroutine in (*coroutines, stop.wait())}
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def cannot_bind(host: str, port: int, error: OSError) -> str:

@@ -2,13 +2,11 @@
 """`acestep-consumer listen`: serves the web page until Ctrl-C."""
 
 import asyncio
-import signal
 import sys
 import webbrowser
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 
@@ -19,7 +17,7 @@ from acestep_consumer.client import Client, ClientError
 from acestep_consumer.client.results import Results
 from acestep_consumer.client.uploads import UploadStore
 from acestep_consumer.commands.base import print_client_error, print_error, print_warning
-from acestep_consumer.commands.http_site import cannot_bind, site
+from acestep_consumer.commands.http_site import cannot_bind, run_until_stopped, site
 from acestep_consumer.commands.terminal import silence_client
 from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.commands.topology import tier_names
@@ -74,7 +72,7 @@ async def _serve(client: Client, settings: Settings, options: ListenOptions, not
             try:
                 async with site(app, options.host, options.port, close_s=_CLOSE_S) as url:
                     await _announce(f"{url}/", options, note)
-                    await _run_until_stopped(
+                    await run_until_stopped(
                         add_events(events, board),
                         look_up_silent_jobs(board, endings),
                         poll_queue_state(queue, board),
@@ -165,29 +163,9 @@ async def _announce(url: str, options: ListenOptions, note: Console) -> None:
         note.print("no browser found; open the address by hand")
 
 
-async def _run_until_stopped(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run these until SIGTERM or until one fails, and raise its error."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    tasks = {asyncio.create_task(coroutine) for coroutine in (*coroutines, _wait(stop))}
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-
 async def _request_statuses(client: Client) -> None:
     """Ask the workers now and then what they are and how long they take; without answers, the page does without."""
     while True:
         with suppress(ClientError):
             await client.request_statuses()
         await asyncio.sleep(_STATUS_REQUEST_S)
-
-
-async def _wait(stop: asyncio.Event) -> None:
-    await stop.wait()

@@ -6,8 +6,7 @@ asyncio joins the threads of its own executor at exit, so a file system or drive
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
+from concurrent.futures import Future
 from threading import Thread
 from typing import TypeVar
 
@@ -16,31 +15,14 @@ T = TypeVar("T")
 
 async def run_in_thread(call: Callable[[], T]) -> T:
     """Run ``call`` in a daemon thread; returns its result or raises its error. On cancellation the thread runs on."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on a cancellation ends the wait alone
 
     def run() -> None:
         try:
-            result = call()
+            future.set_result(call())
         except BaseException as error:  # noqa: BLE001 - raised in the coroutine that waits
-            _hand_over(loop, partial(_fail, future, error))
-        else:
-            _hand_over(loop, partial(_finish, future, result))
+            future.set_exception(error)
 
     Thread(target=run, name="run_in_thread", daemon=True).start()
-    return await future
-
-
-def _hand_over(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed, nothing waits for the result
-        loop.call_soon_threadsafe(call)
-
-
-def _finish(future: "asyncio.Future[T]", result: T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: "asyncio.Future[T]", error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+    return await asyncio.wrap_future(future)

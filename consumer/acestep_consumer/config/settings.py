@@ -9,6 +9,7 @@ import difflib
 import io
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -444,6 +445,7 @@ class WorkerSettings(Section):
         "worker name in events and logs; unset: host name and process id",
         pattern=r"^[A-Za-z0-9_-]{1,128}$",
     )
+
     tier_table: Path_ | None = variable(
         "ACESTEP_TIER_TABLE", None, "tier table: `acestep-1.5-2026-06`, or a TOML file; unset: `acestep-1.5-2026-02`"
     )
@@ -475,6 +477,11 @@ class WorkerSettings(Section):
     def request_defaults(self) -> dict[str, object]:
         """Defaults of fields that a request leaves out."""
         return {"batch_size": self.default_batch_size, "audio_format": self.default_format}
+
+    @property
+    def id_or_own(self) -> str:
+        """``worker_id``; unset: this host's name and this process's id."""
+        return self.worker_id or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
 
 
 class GatewaySettings(Section):

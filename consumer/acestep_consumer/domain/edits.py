@@ -8,7 +8,7 @@ again as it is, it does the same. Each value that was not given becomes an ``Edi
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pydantic import JsonValue
@@ -17,9 +17,9 @@ from pydantic_core import to_jsonable_python
 from acestep_consumer.domain.audio_codes import format_codes, parse_codes
 from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.domain.fades import SongFades
-from acestep_consumer.domain.job import SourceSong
+from acestep_consumer.domain.job import Request, SourceSong
 from acestep_consumer.domain.line_edits import rewritten
-from acestep_consumer.domain.tasks import TASKS, TRACK_CLASSES
+from acestep_consumer.domain.tasks import ANALYSES, TASKS, TRACK_CLASSES
 from acestep_schemas.events import Audio, Completed, Edit
 from acestep_schemas.request import FieldProblem, GenerationRequest
 
@@ -53,7 +53,6 @@ _ONE_OF: Final = (frozenset(_STEPS), frozenset(_LORAS))
 _SIDES: Final = ("extend_left_s", "extend_right_s")
 _REPAINTS: Final = (*_SIDES, "replace_lines")
 _TASK_OF_EDIT: Final = {**dict.fromkeys(_REPAINTS, "repaint"), "stems": "extract"}
-_ANALYSES: Final = ("full_analysis_only", "extract_codes_only")
 
 NOT_TAKEN_OVER: Final = frozenset(
     {
@@ -159,6 +158,10 @@ class Resolution:
     source: SourceSong | None = None
     warnings: tuple[str, ...] = ()
 
+    def applied_to(self, request: Request) -> Request:
+        """Return the request as it was read, with what it comes to."""
+        return replace(request, body=self.request, edits=self.edits, warnings=(*request.warnings, *self.warnings))
+
 
 def concerns(asked: GenerationRequest) -> bool:
     """Whether there is anything to resolve."""
@@ -255,7 +258,7 @@ def _finishes(asked: GenerationRequest) -> bool:
 
 
 def _works_on_source(asked: GenerationRequest) -> bool:
-    return TASKS[asked.task_type].uses_source(asked) or any(getattr(asked, name) for name in _ANALYSES)
+    return TASKS[asked.task_type].uses_source(asked) or any(getattr(asked, name) for name in ANALYSES)
 
 
 def _problems(asked: GenerationRequest) -> Iterator[FieldProblem]:

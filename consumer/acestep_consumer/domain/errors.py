@@ -44,7 +44,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import JsonValue
 
 from acestep_schemas.events import ErrorCode
-from acestep_schemas.request import FieldProblem
+from acestep_schemas.request import FieldProblem, problems_text
 
 Status = Literal["failed", "rejected", "cancelled", "expired"]
 
@@ -67,10 +67,6 @@ class ConsumerError(Exception):
     attempts: int | None = None
     """How many tries it took, where somebody counted."""
 
-    def __init__(self, message: str, *, task_id: str | None = None) -> None:
-        super().__init__(message)
-        self.task_id = task_id
-
     @property
     def details(self) -> tuple[dict[str, JsonValue], ...]:
         """Structured findings for the event; most errors have none."""
@@ -88,10 +84,10 @@ class MessageTooLarge(Refused):
 
     code = ErrorCode.MESSAGE_TOO_LARGE
 
-    def __init__(self, size: int | None, limit: int, *, task_id: str | None = None) -> None:
+    def __init__(self, size: int | None, limit: int) -> None:
         """``size`` None: it was not decompressed to its end."""
         has = "is over the limit once it is decompressed" if size is None else f"has {size:,} bytes"
-        super().__init__(f"the message {has}; the limit is {limit:,} bytes", task_id=task_id)
+        super().__init__(f"the message {has}; the limit is {limit:,} bytes")
 
 
 class MalformedBody(Refused):
@@ -99,8 +95,8 @@ class MalformedBody(Refused):
 
     code = ErrorCode.MALFORMED_BODY
 
-    def __init__(self, reason: str, *, task_id: str | None = None) -> None:
-        super().__init__(f"the body is not a JSON object: {reason}", task_id=task_id)
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the body is not a JSON object: {reason}")
 
 
 class InvalidRequest(Refused):
@@ -108,9 +104,8 @@ class InvalidRequest(Refused):
 
     code = ErrorCode.INVALID_REQUEST
 
-    def __init__(self, problems: Sequence[FieldProblem], *, task_id: str | None = None) -> None:
-        text = "; ".join(f"{p.field} = {p.value}: {p.rule}" for p in problems)
-        super().__init__(text, task_id=task_id)
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        super().__init__(problems_text(problems))
         self.problems = tuple(problems)
 
     @property

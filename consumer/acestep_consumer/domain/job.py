@@ -145,6 +145,7 @@ class Plan:
 
 SideFileKind = Literal["lrc", "vtt", "latents"]
 """Files beside a song: a field of ``SongFiles`` each."""
+LYRIC_TYPES: Final = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
 SIDE_FILE_SUFFIXES: Final[dict[SideFileKind, str]] = {"lrc": ".lrc", "vtt": ".vtt", "latents": ".latents.safetensors"}
 
 

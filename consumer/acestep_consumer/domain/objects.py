@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from acestep_schemas.request import TASK_ID_PATTERN
+from acestep_schemas.request import is_task_id
 
 MANIFEST: Final = "manifest.json"
 """Name of the object that says how a task ended; it comes last."""
 
 _SCHEME = "s3://"
-_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _UPLOADS = "uploads"
 _UPLOAD = re.compile(r"[A-Za-z0-9_-]{1,128}/(?:src|reference)_audio_path(?:\.[a-z0-9]{1,5})?")
 
@@ -39,11 +38,6 @@ class ObjectAddress:
 def join_key(*parts: str) -> str:
     """Return a key of these parts, with one slash between each; empty ones are left out."""
     return "/".join(stripped for part in parts if (stripped := part.strip("/")))
-
-
-def is_task_id(text: str) -> bool:
-    """Whether a text can be a task's id, and so a folder of its own."""
-    return _TASK_ID.fullmatch(text) is not None
 
 
 def object_key(prefix: str, task_id: str, name: str) -> str:

@@ -10,11 +10,10 @@ from uuid import UUID, uuid5
 
 from acestep_consumer.domain.errors import InvalidRequest, MalformedBody, MessageTooLarge, Unidentified
 from acestep_consumer.domain.job import Request
-from acestep_consumer.domain.objects import is_task_id
 from acestep_consumer.domain.ports import BodyFormat
 from acestep_schemas.envelope import open_envelope
 from acestep_schemas.lookup import shown
-from acestep_schemas.request import RequestInvalid, list_names, parse_request, read_task_id
+from acestep_schemas.request import RequestInvalid, is_task_id, list_names, parse_request, read_task_id
 from acestep_schemas.strict_json import MAX_REPEATED, Document, JsonRefused, loads
 
 # Fixed for good: a message id that cannot be a task id must give the same task on every worker and every redelivery.
@@ -56,8 +55,6 @@ PLAIN: Final = BodyFormat()
 def parse(body: bytes, message_id: str | None, rules: RequestRules, written: BodyFormat = PLAIN) -> Request:
     """Read one message. The task id is the body's own, else the message id.
 
-    Every error carries the task id where one can be read, so that a ``rejected`` event can be published.
-
     Args:
         body: JSON object in UTF-8, or a form; a byte order mark is tolerated. The object may be in an envelope.
         message_id: AMQP's property; one that does not fit a task id becomes a UUIDv5 of itself.
@@ -70,23 +67,22 @@ def parse(body: bytes, message_id: str | None, rules: RequestRules, written: Bod
         InvalidRequest: fields that break a rule, all of them; or no field of a request.
         Unidentified: neither the body nor the message has an id.
     """
-    fallback, max_bytes = _task_id_of_message(message_id), rules.max_bytes
-    if len(body) > max_bytes:
-        raise MessageTooLarge(len(body), max_bytes, task_id=fallback)
+    if len(body) > rules.max_bytes:
+        raise MessageTooLarge(len(body), rules.max_bytes)
     try:
-        document = _document(body, written, max_bytes)
+        document = _document(body, written, rules.max_bytes)
         found = open_envelope(_object(document))
     except _TooLarge:
-        raise MessageTooLarge(None, max_bytes, task_id=fallback) from None
+        raise MessageTooLarge(None, rules.max_bytes) from None
     except ValueError as exc:
-        raise MalformedBody(f"{exc}{_compression_hint(written.content_encoding)}", task_id=fallback) from None
-    task_id = read_task_id(found.fields) or fallback
+        raise MalformedBody(f"{exc}{_compression_hint(written.content_encoding)}") from None
     if found.problem is not None:
-        raise InvalidRequest((found.problem,), task_id=task_id)
+        raise InvalidRequest((found.problem,))
     try:
         request, warnings = parse_request(found.fields, strict=rules.strict, defaults=rules.defaults)
     except RequestInvalid as exc:
-        raise InvalidRequest(exc.problems, task_id=task_id) from None
+        raise InvalidRequest(exc.problems) from None
+    task_id = read_task_id(found.fields) or _task_id_of_message(message_id)
     if task_id is None:
         raise Unidentified
     twice = tuple(f"'{shown(key)}' is given twice: the last one counts" for key in document.repeated)

@@ -34,6 +34,8 @@ TRACK_CLASSES: Final = (
     *("percussion", "strings", "synth", "fx", "brass", "woodwinds"),
 )
 """The tracks that base models were trained to extract and to add."""
+ANALYSES: Final = ("full_analysis_only", "extract_codes_only")
+"""Fields that ask for what is heard in source audio, whatever the task."""
 ALL_VARIANTS: Final = frozenset(Variant)
 BASE_ONLY: Final = frozenset((Variant.BASE,))
 

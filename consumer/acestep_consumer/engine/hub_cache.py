@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache of the Hugging Face client: finds what was downloaded, without importing the client."""
+"""Where models lie: their folders, and the cache of the Hugging Face client, without importing the client."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TRUE: Final = {"1", "on", "yes", "true"}
 
 
 def is_offline(environ: Mapping[str, str]) -> bool:
     """Whether ``HF_HUB_OFFLINE`` forbids downloads."""
     return environ.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE
+
+
+def model_folders(named: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
+    """Return where a model of that name may lie: at that path, then in the folder of models."""
+    given = Path(named).expanduser()
+    return (given,) if checkpoint_dir is None else (given, checkpoint_dir / named)
 
 
 def snapshot(hub_id: str, environ: Mapping[str, str]) -> Path | None:

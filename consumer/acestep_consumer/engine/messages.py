@@ -266,8 +266,7 @@ class EngineStats:
     Times in seconds, counts and times since the process was ready; memory in GiB.
 
     Attributes:
-        ready_s: since it became ready.
-        busy_s: of these, with work on the device.
+        busy_s: with work on the device.
         songs_done: songs finished.
         audio_s: seconds of audio finished.
         pending: requests accepted and not answered yet.
@@ -280,7 +279,6 @@ class EngineStats:
     """
 
     kind: Literal["engine-stats"] = "engine-stats"
-    ready_s: float
     busy_s: float
     songs_done: int
     audio_s: float

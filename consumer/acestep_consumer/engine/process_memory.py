@@ -10,13 +10,13 @@ _HELD = ("RssAnon:", "RssShmem:")
 _KIB = 1024
 
 
-def held_bytes(pid: int, proc: Path = _PROC) -> int | None:
+def held_bytes(pid: int) -> int | None:
     """Return the resident memory of a process in bytes, without mapped files; None when it is unknown.
 
     Checkpoints are mapped files, and the kernel reclaims their pages when it needs them.
     """
     try:
-        lines = (proc / str(pid) / "status").read_text(encoding="ascii", errors="replace").splitlines()
+        lines = (_PROC / str(pid) / "status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
     held = [int(line.split()[1]) * _KIB for line in lines if line.startswith(_HELD)]

@@ -14,7 +14,6 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Final, Self
 
 from acestep_consumer.concurrency.priority import insert
@@ -183,9 +182,7 @@ class JobPlaces:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._move(None)
 
     async def plan(self) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from acestep_consumer.domain.objects import is_task_id
 from acestep_consumer.gateway.answers import ApiError, envelope
 from acestep_consumer.gateway.auth import ApiKeyCheck
 from acestep_consumer.gateway.bodies import MULTIPART, fields_of, read_body, read_fields
@@ -18,6 +17,7 @@ from acestep_consumer.gateway.submission import Submission, TaskOrder
 from acestep_consumer.gateway.task_items import TaskView, unknown_entry
 from acestep_consumer.gateway.tasks import TaskStates
 from acestep_consumer.gateway.uploads import UploadSpool
+from acestep_schemas.request import is_task_id
 from acestep_schemas.strict_json import JsonRefused, loads
 
 MAX_IDS: Final = 100

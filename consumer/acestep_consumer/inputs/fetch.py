@@ -20,7 +20,6 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Final, Literal, Self
 
 import aiohttp
@@ -45,6 +44,7 @@ from acestep_consumer.domain.ports import Objects
 from acestep_consumer.domain.tasks import TASKS
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
 from acestep_consumer.inputs.ssrf import AddressRefused, require_allowed
+from acestep_schemas.lookup import printable
 from acestep_schemas.request import GenerationRequest
 
 SOURCE_FIELD: Final = "src_audio_path"
@@ -177,9 +177,7 @@ class AllowedInputs:
         self._http = open_session(connector, trust_env=False)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.close()
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
@@ -419,8 +417,7 @@ def shown(uri: str) -> str:
     """
     bare = re.split(r"[?#]", uri, maxsplit=1)[0]
     bare = re.sub(r"//[^/]*@", "//", bare)
-    brief = bare if len(bare) <= _MAX_SHOWN else f"{bare[:_MAX_SHOWN]}…"
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in brief)
+    return printable(bare if len(bare) <= _MAX_SHOWN else f"{bare[:_MAX_SHOWN]}…")
 
 
 def _url(text: str) -> URL:

@@ -42,10 +42,7 @@ class StoredSongs:
             return request
         edits.check(asked)
         if asked.source_task_id is None:
-            found = edits.resolve(asked, None)
-            return replace(
-                request, body=found.request, edits=found.edits, warnings=(*request.warnings, *found.warnings)
-            )
+            return edits.resolve(asked, None).applied_to(request)
         song = await self._find(asked)
         found = edits.resolve(asked, song)
         source, named = found.source, next(iter(_named(asked)))
@@ -54,14 +51,7 @@ class StoredSongs:
             # The song is made again, and was made from another one itself.
             source = (await self._find(found.request)).as_source()
             parents.append(ParentSong(task_id=source.task_id, index=source.index, field="source_task_id"))
-        return replace(
-            request,
-            body=found.request,
-            warnings=(*request.warnings, *found.warnings),
-            source=source,
-            parents=tuple(parents),
-            edits=found.edits,
-        )
+        return replace(found.applied_to(request), source=source, parents=tuple(parents))
 
     async def _find(self, asked: GenerationRequest) -> FoundSong:
         """Return the song that the fields ``source_task_id`` and ``source_index`` name."""

@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import BinaryIO
 
 _LONGEST_LINE = 1 << 20
 
@@ -17,10 +16,10 @@ class LabelledOutput:
     is paused with Ctrl-S must not block the parent's signal handling.
     """
 
-    def __init__(self, label: str, target: BinaryIO | None = None) -> None:
+    def __init__(self, label: str) -> None:
         self._outlet, self.inlet = os.pipe()
         self._prefix = f"{label} | ".encode()
-        self._target = target or sys.stderr.buffer
+        self._target = sys.stderr.buffer
         self._thread = threading.Thread(target=self._copy, name=f"output of {label}", daemon=True)
         self._thread.start()
 

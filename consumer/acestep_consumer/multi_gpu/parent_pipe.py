@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-from types import TracebackType
 from typing import Self
 
 
@@ -20,9 +19,7 @@ class ParentPipe:
         self.worker_end, self._held = os.pipe()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._held)
         os.close(self.worker_end)
 

@@ -2,7 +2,6 @@
 """Computes what differs from worker to worker: GPU, worker id, port. Pure."""
 
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -49,7 +48,7 @@ def place(gpus: Sequence[Gpu], settings: Settings, *, log_format: Literal["conso
     Raises:
         ConflictingSetting: the worker id is too long or the ports run out.
     """
-    base = settings.worker.worker_id or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+    base = settings.worker.id_or_own
     return tuple(
         Placement(
             name=gpu.name,

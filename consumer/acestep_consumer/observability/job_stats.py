@@ -100,7 +100,6 @@ class JobStats(MetricGroup):
         job: Job | None,
         *,
         redelivered: bool = False,
-        timings: Timings | None = None,
         expected_s: float | None = None,
     ) -> None:
         """Count one job.
@@ -109,7 +108,6 @@ class JobStats(MetricGroup):
             ending: the data of its terminal event.
             job: as policy admitted it; None: it was not.
             redelivered: whether its message had been delivered before.
-            timings: seconds per stage of a job without songs; one with songs brings its own.
             expected_s: estimated seconds from start to end; None: no estimate.
         """
         state = "completed" if isinstance(ending, Completed) else ending.status
@@ -117,14 +115,12 @@ class JobStats(MetricGroup):
         self._redeliveries.inc(redelivered)
         self._retried.inc(ending.attempt > 1)
         if isinstance(ending, Completed):
-            timings = ending.timings
+            self._time(ending.timings, expected_s)
             self._songs.inc(len(ending.audios))
             self._audio_s.inc(sum(audio.duration_s for audio in ending.audios))
             self._lm_codes.inc(_codes(ending))
         else:
             self._errors[ending.error.code].inc()
-        if timings is not None:
-            self._time(timings, expected_s)
 
     def event_repeated(self) -> None:
         """Count a message whose job had ended otherwise: that event was published again, nothing else was delivered."""

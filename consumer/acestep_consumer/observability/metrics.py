@@ -160,14 +160,14 @@ def startup_metrics(starts: Mapping[str, Mapping[StartPhase, float]]) -> Iterato
 
 
 def _gauges(name: str, about: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, about, labels=(label,))
-    for key, value in values.items():
-        family.add_metric((key,), value)
-    return family
+    return _filled(GaugeMetricFamily(name, about, labels=(label,)), values)
 
 
 def _counters(name: str, about: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(name, about, labels=(label,))
+    return _filled(CounterMetricFamily(name, about, labels=(label,)), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
     for key, value in values.items():
         family.add_metric((key,), value)
     return family

@@ -161,12 +161,8 @@ def job_span(context: JobContext) -> Iterator[None]:
     )
     if span.is_recording():
         context.traceparent = _traceparent(span.get_span_context())
-    with structlog.contextvars.bound_contextvars(**_ids(context)), trace.use_span(span, end_on_exit=True):
-        try:
-            yield
-        except Exception as error:
-            span.set_attribute("error.type", _type_of(error))
-            raise
+    with structlog.contextvars.bound_contextvars(**_ids(context)), _used(span):
+        yield
 
 
 @contextmanager
@@ -175,7 +171,13 @@ def stage_span(stage: str) -> Iterator[None]:
     if not INSTALLED or not trace.get_current_span().is_recording():
         yield
         return
-    span = tracer.start_span(stage)
+    with _used(tracer.start_span(stage)):
+        yield
+
+
+@contextmanager
+def _used(span: "trace.Span") -> Iterator[None]:
+    """Run the body in a span, which notes the error that ends it."""
     with trace.use_span(span, end_on_exit=True):
         try:
             yield

@@ -20,13 +20,12 @@ from acestep_consumer.domain.errors import (
     TaskUnsupported,
 )
 from acestep_consumer.domain.job import Job, LoadedModel, Request
-from acestep_consumer.domain.tasks import TASKS, TRACK_CLASSES, Task, Variant, tasks_of
+from acestep_consumer.domain.tasks import ANALYSES, TASKS, TRACK_CLASSES, Task, Variant, tasks_of
 from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
 from acestep_schemas.events import Adjustment, Edit, LimitsReport, LmChoice, ModelChoice, PolicyReport
 from acestep_schemas.request import FieldProblem, GenerationRequest
 
 _LM_REQUIRED = ("thinking", "sample_mode", "sample_query", "use_format", "analysis_only", "full_analysis_only")
-_SOURCE_REQUIRED = ("full_analysis_only", "extract_codes_only")
 _LM_COMPLETES = ("bpm", "key_scale", "time_signature", "audio_duration")
 _SEED_BYTES = 4  # seeds as short as ACE-Step's own
 TURBO_STEPS = 8
@@ -77,7 +76,7 @@ def admit(request: Request, limits: Limits) -> Job:
     asked = asked.model_copy(update={edit.field: edit.value for edit in quality})
     task = _task_of(asked, model, choice, limits)
     lm = _choose_lm(asked, task, limits)
-    for name in _SOURCE_REQUIRED:
+    for name in ANALYSES:
         if getattr(asked, name) and not asked.has_source:
             rule = f"{name} needs source audio: s3://bucket/key or https://host/path"
             raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])

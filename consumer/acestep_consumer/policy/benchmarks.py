@@ -29,7 +29,6 @@ UNCOMPILED: Final = "an H200 made 70 songs of 300 s a minute in place of 207; th
 
 # Shapes of ACE-Step 1.5, not measurements.
 TOKENS_PER_SECOND: Final = 12.5  # 25 latent frames a second, two to a DiT token
-FRAMES_PER_SECOND: Final = 25
 _BF16 = 2
 _KV_HEADS_WIDTH = 8 * 128  # key-value heads × their width: the same in every DiT and every LM
 # Of a token in a CUDA graph: latents and context of its two frames, the number of its branch, cosines and sines.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
+from acestep_consumer.domain.edits import FRAMES_PER_SECOND
 from acestep_consumer.policy import benchmarks
 from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, Backend, DitSize, GpuSpeed, LmSize
 from acestep_consumer.policy.lm_memory import CONTEXT, MORE_ROWS, beside_weights, rows_for
@@ -72,7 +73,7 @@ class Workload:
     @property
     def frames(self) -> int:
         """Latent frames of a song."""
-        return math.ceil(self.duration_s * benchmarks.FRAMES_PER_SECOND)
+        return math.ceil(self.duration_s * FRAMES_PER_SECOND)
 
     @property
     def tokens(self) -> int:

@@ -19,12 +19,19 @@ DEFAULT_DURATION_S = 120.0
 MIN_BPM, MAX_BPM = 30, 300
 MAX_BATCH = 8
 OFFLOAD_BELOW_GB = 15.5
+# MPS shares its memory with the CPU: moving weights between the two frees nothing.
+OFFLOADABLE = ("cuda", "xpu")
 
 LMS = ("acestep-5Hz-lm-0.6B", "acestep-5Hz-lm-1.7B", "acestep-5Hz-lm-4B")
 LM_MEMORY_GB = dict(zip(LMS, (3.0, 8.0, 12.0), strict=True))
 
 
 _WIDEST: Final = (("audio_duration", 0, MAX_DURATION_S), ("batch_size", 1, MAX_BATCH), ("candidates", 1, MAX_BATCH))
+
+
+def offloads(kind: str, vram_gb: float, asked: bool | None) -> bool:  # noqa: FBT001 - the setting's value
+    """Whether models are kept in RAM between uses: as set, or by default on GPUs below 15.5 GB."""
+    return kind in OFFLOADABLE and (vram_gb < OFFLOAD_BELOW_GB if asked is None else asked)
 
 
 class TierTableError(Exception):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from acestep_consumer.domain.errors import ManifestUnreadable
-from acestep_consumer.domain.objects import is_task_id
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.storage.results import ResultStore
 from acestep_schemas.events import Audio, Completed, ParentSong
+from acestep_schemas.request import is_task_id
 
 MOST_TASKS: Final = 1_000
 

@@ -38,13 +38,13 @@ from acestep_consumer.domain.objects import (
     ObjectContent,
     ObjectHead,
     SmallObject,
-    is_task_id,
     join_key,
     object_key,
 )
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.domain.ports import Objects
 from acestep_schemas.events import Completed, parse_manifest
+from acestep_schemas.request import is_task_id
 
 T = TypeVar("T")
 

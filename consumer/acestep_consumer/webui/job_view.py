@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.domain.audio_codes import parse_codes
+from acestep_consumer.domain.job import LYRIC_TYPES
 from acestep_consumer.webui.job_request import JobRequest, plain
 from acestep_schemas.events import (
     MAX_PEAKS,
@@ -39,8 +40,7 @@ _MAX_LINES: Final = 2_000
 _T = TypeVar("_T")
 State = Literal["waiting", "running", "completed", "failed", "rejected", "cancelled", "expired"]
 
-# Known by name: what an event says of a type could make a browser run the file.
-_LYRIC_TYPES: Final = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
+# Types are known by name: what an event says of a type could make a browser run the file.
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -196,7 +196,7 @@ def file_name(task_id: str, file: Audio | FileObject) -> str:
 def content_type_of(file: Audio | FileObject) -> str:
     """Return the media type of a song by its format, and of lyrics by their name."""
     if isinstance(file, FileObject):
-        return _LYRIC_TYPES.get(PurePosixPath(file.uri).suffix[1:], _UNKNOWN_TYPE)
+        return LYRIC_TYPES.get(PurePosixPath(file.uri).suffix[1:], _UNKNOWN_TYPE)
     return FORMATS[file.format].content_type if file.format in FORMATS else _UNKNOWN_TYPE
 
 

@@ -6,7 +6,6 @@ It is a connection of its own: reading a week of cancellations takes a second, a
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 from acestep_consumer.broker.cancellations import CancellationLog
@@ -33,9 +32,7 @@ class ControlChannel:
         await self.cancellations.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop_listening()
         await self.connection.close(UNUSED_CLOSE_TIMEOUT_S)
 

@@ -126,7 +126,6 @@ class TestCompression:
         with pytest.raises(MalformedBody) as caught:
             parse(body, "m", RULES, packed(encoding))
         assert reason in str(caught.value)
-        assert caught.value.task_id == "m"
 
     @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "br", None]))
     def test_no_bytes_break_it(self, body: bytes, encoding: str | None) -> None:
@@ -180,7 +179,6 @@ class TestContentType:
         with pytest.raises(MalformedBody) as caught:
             parse(body, "m", RULES, BodyFormat(content_type=content_type))
         assert reason in str(caught.value)
-        assert caught.value.task_id == "m"
 
     def test_a_request_in_an_envelope_has_its_own_task_id(self) -> None:
         body = b'{"id": "7", "input": {"prompt": "x", "task_id": "mine"}}'
@@ -190,18 +188,14 @@ class TestContentType:
         assert readable_task_id(body, "m") == "mine"
 
     def test_a_body_without_a_request_is_invalid_and_says_what_was_seen(self) -> None:
-        with pytest.raises(
-            InvalidRequest, match="body = an object with text: must have a field of a request"
-        ) as caught:
+        with pytest.raises(InvalidRequest, match="body = an object with text: must have a field of a request"):
             read({"text": "jazz"})
-        assert caught.value.task_id == "m"
 
 
 class TestRefusals:
     def test_size_is_checked_before_anything_is_decoded(self) -> None:
-        with pytest.raises(MessageTooLarge, match="101 bytes; the limit is 100") as caught:
+        with pytest.raises(MessageTooLarge, match="101 bytes; the limit is 100"):
             parse(b"\xff" * 101, "m", RequestRules(max_bytes=100))
-        assert caught.value.task_id == "m"
 
     def test_a_body_that_fills_the_limit_is_read(self) -> None:
         body = b'{"prompt": "blues"}'
@@ -230,18 +224,16 @@ class TestRefusals:
         with pytest.raises(MalformedBody) as caught:
             parse(body, "m", RULES)
         assert reason in str(caught.value)
-        assert (caught.value.task_id, caught.value.verdict) == ("m", Verdict.DEAD_LETTER)
+        assert caught.value.verdict == Verdict.DEAD_LETTER
 
-    def test_a_broken_field_is_reported_under_the_bodys_own_task_id(self) -> None:
+    def test_a_broken_field_is_named_with_its_value_and_rule(self) -> None:
         with pytest.raises(InvalidRequest, match="bpm = fast: must be a number") as caught:
             read({"task_id": "mine", "bpm": "fast", "strict": True}, "message")
-        assert caught.value.task_id == "mine"
         assert caught.value.details == ({"field": "bpm", "value": "fast", "rule": "must be a number"},)
 
-    def test_a_broken_task_id_is_reported_under_the_message_id(self) -> None:
-        with pytest.raises(InvalidRequest, match="task_id = a b") as caught:
+    def test_a_broken_task_id_is_a_broken_field(self) -> None:
+        with pytest.raises(InvalidRequest, match="task_id = a b"):
             read({"task_id": "a b", "prompt": ""}, "message")
-        assert caught.value.task_id == "message"
 
     def test_a_huge_number_is_named_like_any_other_wrong_value(self) -> None:
         with pytest.raises(InvalidRequest, match="bpm"):
@@ -300,6 +292,5 @@ def test_garbage_raises_nothing_but_our_own_errors(body: bytes, message_id: str 
     expected = readable_task_id(body if len(body) <= 50 else b"", message_id)
     if isinstance(outcome, ConsumerError):
         assert str(outcome).encode()
-        assert outcome.task_id == expected
     else:
         assert expected in (outcome.task_id, None)

@@ -19,12 +19,7 @@ from tests.support.engine_stats import engine_stats
 from tests.support.engines import render, supervised, supervisor
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.usefixtures("forked_processes")
-
-
-@pytest.fixture(autouse=True)
-def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+pytestmark = pytest.mark.usefixtures("forked_processes", "quick_restarts")
 
 
 async def test_a_job_comes_back_with_its_songs_and_its_progress(tmp_path: Path) -> None:

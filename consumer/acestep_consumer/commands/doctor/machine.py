@@ -37,7 +37,6 @@ PACKAGES: Final = ("torch", "diffusers", "transformers", "accelerate", "safetens
 ENOUGH_BYTES, LEAST_BYTES = 2 << 30, 256 << 20
 _MANY_JOBS: Final = 4
 _TRY_BYTES: Final = 1 << 20
-_SLOW: Final = "the machine is busy; try again"
 
 
 class Machine:

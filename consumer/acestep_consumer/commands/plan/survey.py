@@ -45,9 +45,18 @@ from acestep_consumer.policy.benchmarks import (
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
 from acestep_consumer.policy.memory_budget import StepGraphLimits
 from acestep_consumer.policy.sizing import Capacity, GpuSpec, LmSpec, ModelSet, Workload, capacity, left_over
-from acestep_consumer.policy.tiers import LMS, MIN_DURATION_S, NEWER, OFFLOAD_BELOW_GB, Tier, TierTable, others
+from acestep_consumer.policy.tiers import (
+    LMS,
+    MIN_DURATION_S,
+    NEWER,
+    OFFLOAD_BELOW_GB,
+    OFFLOADABLE,
+    Tier,
+    TierTable,
+    offloads,
+    others,
+)
 
-_OFFLOADABLE = ("cuda", "xpu")
 _INT8_BELOW_GB = 20
 _INT8_SHOWN_TO_GB = 24.5
 
@@ -167,9 +176,8 @@ class PlanSurvey:
         )
 
     def _offloads(self) -> bool:
-        if self._found.kind not in _OFFLOADABLE or not self._found.vram_gb:
-            return False
-        return self._found.vram_gb < OFFLOAD_BELOW_GB if self._engine.offload is None else self._engine.offload
+        found = self._found
+        return found.vram_gb > 0 and offloads(found.kind, found.vram_gb, self._engine.offload)
 
     def _gpu_part(self) -> GpuPart:
         known = self._speed is not None
@@ -182,7 +190,7 @@ class PlanSurvey:
         )
 
     def _offload_part(self) -> OffloadPart:
-        if not self._found.vram_gb or self._found.kind not in _OFFLOADABLE:
+        if not self._found.vram_gb or self._found.kind not in OFFLOADABLE:
             because = "no GPU"
         elif self._engine.offload is not None:
             because = "ACESTEP_OFFLOAD_TO_CPU is set"

@@ -11,7 +11,7 @@ floating point numbers along a row: the order of such a sum, and so its last bit
 are of integers, whose order does not matter.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -200,3 +200,12 @@ def _mix64(x: Tensor) -> Tensor:
 def _signed(seed: int) -> int:
     """Return the same 64 bits as a signed number, as tensors need it."""
     return (seed + 2**63) % 2**64 - 2**63
+
+
+def seen_tokens(known: Sequence[Iterable[int]], ids: range) -> Tensor:
+    """Return which of the tokens ``ids`` are in each sequence's known ones; bool [sequences, ids]."""
+    at = [(row, token - ids.start) for row, tokens in enumerate(known) for token in tokens if token in ids]
+    seen = torch.zeros(len(known), len(ids), dtype=torch.bool)
+    if at:
+        seen[tuple(torch.tensor(at).T)] = True
+    return seen

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.engine.planner.metadata import Metadata, think_block, without_control_tokens
+from acestep_schemas.request import INSTRUMENTAL
 
 GENERATE: Final = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND: Final = "Understand the given musical conditions and describe the audio semantics accordingly:"
@@ -17,7 +18,6 @@ INSPIRE: Final = "Expand the user's input into a more detailed and specific musi
 REWRITE: Final = "Format the user's input into a more detailed and specific musical description:"
 NOTHING: Final = "NO USER INPUT"
 """Stands for a text that the user left out; as a negative prompt it means none."""
-INSTRUMENTAL: Final = "[Instrumental]"
 
 
 @dataclass(frozen=True, slots=True)

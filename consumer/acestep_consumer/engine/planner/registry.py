@@ -3,7 +3,6 @@
 
 import difflib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.engine.hub_cache import is_offline, snapshot
+from acestep_consumer.engine.hub_cache import HUB_ID, is_offline, model_folders, snapshot
 from acestep_consumer.engine.published_models import MAIN_REPOSITORY, PUBLISHED, ModelKind, pull_command
 from acestep_consumer.policy.benchmarks import LM_SIZES, LmSize, is_same_size
 from acestep_consumer.policy.lm_choice import LmRequest
@@ -25,8 +24,6 @@ HUB: Final = MappingProxyType(
     }
 )
 """Language models with a repository of their own, which the first start downloads."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class LmNotFound(Exception):
@@ -47,11 +44,11 @@ def resolve(model: str, checkpoint_dir: Path | None) -> LmLocation:
     Raises:
         LmNotFound: it is in none of them.
     """
-    for folder in _folders(model, checkpoint_dir):
+    for folder in model_folders(model, checkpoint_dir):
         if (folder / "config.json").is_file():
             return LmLocation(folder=folder.resolve())
     hub_id = HUB.get(model, model)
-    if _HUB_ID.fullmatch(hub_id):
+    if HUB_ID.fullmatch(hub_id):
         return LmLocation(hub_id=hub_id)
     where = f"{checkpoint_dir / model}" if checkpoint_dir else "a folder of that name (ACESTEP_CHECKPOINT_DIR is unset)"
     pull = f", or download it: {pull_command(model, checkpoints=checkpoint_dir)}" if model in PUBLISHED else ""
@@ -116,8 +113,3 @@ def _size(folder: Path) -> LmSize | None:
         return None
     published = (known for known in LM_SIZES.values() if is_same_size(size.parameters, known.parameters))
     return next(published, size) if size.parameters > 0 else None
-
-
-def _folders(model: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
-    given = Path(model).expanduser()
-    return (given,) if checkpoint_dir is None else (given, checkpoint_dir / model)

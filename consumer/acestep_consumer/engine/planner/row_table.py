@@ -4,14 +4,14 @@
 All of it follows from the host's state. It is built when sequences join or leave, and updated in place in between.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from acestep_consumer.engine.planner.guidance import RowSampling, choose, guide
+from acestep_consumer.engine.planner.guidance import RowSampling, choose, guide, seen_tokens
 from acestep_consumer.engine.planner.sequence import NO_TOKEN, TokenSequence
 from acestep_consumer.engine.planner.token_masks import TokenMasks, masked
 
@@ -70,7 +70,10 @@ class RowGroup:
         self._pairs = torch.tensor(pairs, device=device)
         self._sampling = RowSampling.of((sequence.generation.sampling for sequence in sequences), device)
         self._steps = torch.tensor([len(sequence.tokens) for sequence in sequences], device=device)
-        self._seen = _seen(sequences, vocabulary.ids, device) if self._sampling.penalised else None
+        self._seen = None
+        if self._sampling.penalised:
+            known = [{*sequence.generation.prompt, *sequence.tokens} for sequence in sequences]
+            self._seen = seen_tokens(known, vocabulary.ids).to(device)
         self._mask_table = None if vocabulary.masks is None else vocabulary.masks.table(len(sequences), device)
 
     def choose(self, hidden: Tensor) -> Tensor:
@@ -100,13 +103,3 @@ class RowGroup:
             if sequence.text is not None:
                 sequence.text.fill(self._mask_table, row)
         return masked(guided, self._mask_table.to(guided.device, non_blocking=True))
-
-
-def _seen(sequences: Iterable[TokenSequence], ids: range, device: torch.device) -> Tensor:
-    """Return which of the tokens ``ids`` are in each sequence's prompt or output; bool [sequences, ids]."""
-    known = [{*sequence.generation.prompt, *sequence.tokens} for sequence in sequences]
-    at = [(row, token - ids.start) for row, tokens in enumerate(known) for token in tokens if token in ids]
-    seen = torch.zeros(len(known), len(ids), dtype=torch.bool)
-    if at:
-        seen[tuple(torch.tensor(at).T)] = True
-    return seen.to(device)

@@ -48,6 +48,16 @@ class TokenSequence:
         """The most tokens that one of its branches can hold, including the prompt."""
         return max(map(len, self.prompts)) + self.max_tokens
 
+    def refusal(self, vocabulary: int, context: int) -> str | None:
+        """Return why no model with this vocabulary and this context can generate it, as public text; None: it can."""
+        if not all(self.prompts) or self.max_tokens < 1:
+            return "an empty prompt, or no token to generate"
+        if any(not 0 <= token < vocabulary for prompt in self.prompts for token in prompt):
+            return "the prompt has a token outside the vocabulary"
+        if self.max_length > context:
+            return f"prompt and text need {self.max_length} tokens; the language model's context is {context}"
+        return None
+
     def advance(self, token: int) -> SequenceOutput | None:
         """Add the next token. Returns the final output when it was the last one."""
         if token == NO_TOKEN:

@@ -17,6 +17,14 @@ class GrammarRefused(Exception):
     """The grammar is invalid."""
 
 
+def end_tokens(tokenizer: Any, more: int | list[int] | None) -> frozenset[int]:
+    """Return the tokens that end a text: the tokenizer's, and ``more``, those of the model's generation config."""
+    ends = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
+    if not ends:
+        raise ValueError("the tokenizer has no end token")
+    return frozenset(ends)
+
+
 class TokenMasks:
     """Compiles grammars for one vocabulary. ``width``: the number of logits, at least the tokenizer's size."""
 

@@ -25,7 +25,7 @@ from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, 
 from acestep_consumer.engine.planner.row_cache import ATTENTION, RowCache
 from acestep_consumer.engine.planner.row_table import Row, RowGroup, RowTable, VocabularySlice
 from acestep_consumer.engine.planner.sequence import TokenSequence
-from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
+from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks, end_tokens
 from acestep_consumer.engine.renderer.quantization import quantize
 
 PREFILL_TOKENS = 8192
@@ -131,12 +131,8 @@ class TransformersBackend:
 
     def _refusal(self, sequence: TokenSequence) -> str | None:
         """Return why this sequence can never be generated, as public text; None when it can."""
-        if not all(sequence.prompts) or sequence.max_tokens < 1:
-            return "an empty prompt, or no token to generate"
-        if any(not 0 <= token < self._vocabulary for prompt in sequence.prompts for token in prompt):
-            return "the prompt has a token outside the vocabulary"
-        if sequence.max_length > self._context:
-            return f"prompt and text need {sequence.max_length} tokens; the language model's context is {self._context}"
+        if refusal := sequence.refusal(self._vocabulary, self._context):
+            return refusal
         if RowCache.area(len(sequence.prompts), sequence.max_length) > self._cache_tokens:
             return f"prompt and text need {sequence.max_length} tokens; the planner's memory is too small"
         return None
@@ -295,16 +291,8 @@ def load(path: str, device: str, dtype: torch.dtype, quantization: Quantization 
 
 def masks_for(model: Any, tokenizer: Any) -> TokenMasks:
     """Return the mask compiler of a model. It caches compiled grammars."""
-    return TokenMasks(tokenizer, len(model.get_output_embeddings().weight), _ends(model, tokenizer))
-
-
-def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a text: the tokenizer's and those of the model's generation config."""
-    more = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
-    if not ends:
-        raise ValueError("the tokenizer has no end token")
-    return frozenset(ends)
+    ends = end_tokens(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+    return TokenMasks(tokenizer, len(model.get_output_embeddings().weight), ends)
 
 
 def _vocabulary_slice(head: Any, ids: range, masks: TokenMasks | None) -> VocabularySlice:

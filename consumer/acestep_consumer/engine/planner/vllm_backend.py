@@ -17,7 +17,7 @@ from acestep_consumer.concurrency.priority import insert
 from acestep_consumer.engine.planner import vllm_engine
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, TextConstraint
 from acestep_consumer.engine.planner.sequence import TokenSequence
-from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
+from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks, end_tokens
 from acestep_consumer.engine.planner.vllm_engine import EngineOutput, EngineSize, VllmEngine
 from acestep_consumer.engine.planner.vllm_sequence import SharedState, VllmSequence
 
@@ -111,15 +111,10 @@ class VllmBackend:
 
     def _refusal(self, sequence: TokenSequence) -> str | None:
         """Return why this sequence can never be generated, as public text, or None. Compiles a text's grammar."""
-        if not all(sequence.prompts) or sequence.max_tokens < 1:
-            return "an empty prompt, or no token to generate"
-        if any(not 0 <= token < self._engine.vocabulary for prompt in sequence.prompts for token in prompt):
-            return "the prompt has a token outside the vocabulary"
-        length, context = sequence.max_length, self._engine.context
-        if length > context:
-            return f"prompt and text need {length} tokens; the language model's context is {context}"
+        if refusal := sequence.refusal(self._engine.vocabulary, self._engine.context):
+            return refusal
         if not self._budget.could_hold(self._budget.cost_of(sequence.prompts, sequence.max_tokens)):
-            return f"prompt and text need {length} tokens; the planner's memory is too small"
+            return f"prompt and text need {sequence.max_length} tokens; the planner's memory is too small"
         return self._start_grammar(sequence)
 
     def _start_grammar(self, sequence: TokenSequence) -> str | None:
@@ -187,18 +182,13 @@ def open_vllm(
     from acestep_consumer.engine.planner.vllm_guidance import processor_for  # noqa: PLC0415 - it imports vLLM, which needs ``prepare`` first
 
     vocabulary = AutoConfig.from_pretrained(model).vocab_size
-    masks = None if tokenizer is None else TokenMasks(tokenizer, vocabulary, _ends(model, tokenizer))
+    masks = None if tokenizer is None else TokenMasks(tokenizer, vocabulary, end_tokens(tokenizer, _more_ends(model)))
     shared = SharedState({}, range(vocabulary), codes, masks, compiled)
     return VllmBackend(vllm_engine.start(model, processor_for(shared), size, shared.wanted, **options), shared)
 
 
-def _ends(model: str, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a text: the tokenizer's and those of the model's generation config."""
+def _more_ends(model: str) -> Any:
     try:
-        more = GenerationConfig.from_pretrained(model).eos_token_id
+        return GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:
-        more = None
-    ends = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
-    if not ends:
-        raise ValueError("the tokenizer has no end token")
-    return frozenset(ends)
+        return None

@@ -23,7 +23,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from acestep_consumer.engine.captured_graph import CapturedGraph, pool_of
-from acestep_consumer.engine.planner.guidance import RowSampling, choose, guide
+from acestep_consumer.engine.planner.guidance import RowSampling, choose, guide, seen_tokens
 from acestep_consumer.engine.planner.token_masks import TokenMasks, masked
 from acestep_consumer.engine.planner.vllm_sequence import SharedState, VllmSequence
 
@@ -180,12 +180,16 @@ class GroupTensors:
     def of(cls, sequences: Sequence[SequenceRows], ids: range, device: torch.device) -> Self:
         """Copy the state of these sequences to the device."""
         sampling = RowSampling.of((rows.state.sequence.generation.sampling for rows in sequences), device)
+        seen = None
+        if sampling.penalised:
+            known = [{*rows.state.sequence.generation.prompt, *rows.output} for rows in sequences]
+            seen = seen_tokens(known, ids).to(device)
         pairs = [[rows.conditional for rows in sequences], [rows.unconditional for rows in sequences]]
         return cls(
             pairs=torch.tensor(pairs, device=device),
             sampling=sampling,
             steps=torch.tensor([rows.state.chosen for rows in sequences], device=device),
-            seen=_seen(sequences, ids).to(device) if sampling.penalised else None,
+            seen=seen,
             first=ids.start,
         )
 
@@ -290,12 +294,3 @@ def _worth_a_graph(device: torch.device, sequences: int) -> bool:
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """Return one stream for all captures: memory is used again on its own stream alone."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
-
-
-def _seen(sequences: Sequence[SequenceRows], ids: range) -> Tensor:
-    """Return which of the tokens ``ids`` are in each sequence's prompt or output; bool [sequences, ids]."""
-    known = [{*rows.state.sequence.generation.prompt, *rows.output} for rows in sequences]
-    seen = torch.zeros(len(known), len(ids), dtype=torch.bool)
-    for row, tokens in enumerate(known):
-        seen[row, [token - ids.start for token in tokens if token in ids]] = True
-    return seen

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.policy.tiers import OFFLOAD_BELOW_GB
+from acestep_consumer.policy.tiers import OFFLOADABLE, offloads
 
 _GIB = 2**30
 # CUDA stands for ROCm too: torch calls both by that name.
 _BY_PREFERENCE = ("cuda", "xpu", "mps", "cpu")
-# MPS shares its memory with the CPU: moving weights between the two frees nothing.
-_OFFLOADABLE = ("cuda", "xpu")
 
 
 class DeviceError(Exception):
@@ -64,10 +62,8 @@ def inspect(settings: EngineSettings) -> DeviceReport:
 
 
 def offload_for(report: DeviceReport, settings: EngineSettings) -> Offload:
-    """Decide what is offloaded: as set, or by default on GPUs below 15.5 GB."""
-    if report.kind not in _OFFLOADABLE:
-        return Offload()
-    models = report.vram_gb < OFFLOAD_BELOW_GB if settings.offload is None else settings.offload
+    """Decide what is offloaded."""
+    models = offloads(report.kind, report.vram_gb, settings.offload)
     return Offload(models=models, dit=models and settings.offload_dit is not False)
 
 
@@ -86,7 +82,7 @@ def _choose(asked: str) -> torch.device:
 
 def _numbered(kind: str, index: int | None = None) -> torch.device:
     """Return the device with its index, so that every thread uses the same one."""
-    return torch.device(kind, index or 0) if kind in _OFFLOADABLE else torch.device(kind)
+    return torch.device(kind, index or 0) if kind in OFFLOADABLE else torch.device(kind)
 
 
 def _count(kind: str) -> int:
@@ -95,7 +91,7 @@ def _count(kind: str) -> int:
         return 1
     if kind == "mps":
         return int(torch.backends.mps.is_available())
-    if kind not in _OFFLOADABLE:
+    if kind not in OFFLOADABLE:
         return 0
     module = getattr(torch, kind)
     return int(module.device_count()) if module.is_available() else 0
@@ -103,7 +99,7 @@ def _count(kind: str) -> int:
 
 def _look_at(device: torch.device) -> tuple[str, int]:
     """Return the product name and the bytes of memory."""
-    if device.type in _OFFLOADABLE:
+    if device.type in OFFLOADABLE:
         card = getattr(torch, device.type).get_device_properties(device)
         return str(card.name), int(card.total_memory)
     if device.type == "mps":

@@ -19,12 +19,12 @@ from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora, Loras
 from acestep_consumer.engine.renderer.lyrics.alignment_pass import alignment_matrices
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.output import gain_of, invalid_if_zero, limited, normalised
-from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, PipelineArguments
+from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
 from acestep_consumer.engine.renderer.quantization import weight_bytes
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
 from acestep_consumer.policy.memory_budget import TILE_RUNGS, StepGraphLimits
-from acestep_schemas.request import GenerationRequest
+from acestep_schemas.request import INSTRUMENTAL, GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)

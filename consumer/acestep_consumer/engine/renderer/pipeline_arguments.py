@@ -28,7 +28,6 @@ from acestep_schemas.request import FieldProblem, GenerationRequest, TaskType
 
 # Sent by ACE-Step's clients with every task: it stands for "the task's own instruction".
 DEFAULT_INSTRUCTION = "Fill the audio semantic mask based on the given conditions:"
-INSTRUMENTAL = "[Instrumental]"
 
 _NO_GUIDANCE = 1.0
 _TAG = re.compile(r"\[[^\]]*\]")

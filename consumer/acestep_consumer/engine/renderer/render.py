@@ -6,6 +6,7 @@ One call is one job, in a thread of its own.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from acestep_consumer.audio import codec
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
 from acestep_consumer.domain.job import (
+    Job,
     LoadedModel,
     Rendering,
     TokenizedSource,
@@ -61,25 +63,26 @@ def render(resources: RenderResources, message: Render, report: Report, stopped:
         Cancelled: ``stopped`` returned true.
         Failed: the job cannot be done; also ``LimitExceeded``, when an input is longer than the tier allows.
     """
-    try:
+    with _translated("render failed", message.job):
         return _JobRenderer(resources, message, report, stopped).run()
-    except Exception as error:
-        ours = translate(error)
-        if ours is error:
-            raise
-        log.warning("render failed", task_id=message.job.task_id, exc_info=error)
-        raise ours from error
 
 
 def tokenize_audio(resources: RenderResources, message: TokenizeAudio, stopped: Stopped) -> TokenizedSource:
     """Turn a job's source audio into audio codes. Raises ``Failed``; ``Cancelled`` when ``stopped`` returns true."""
-    try:
+    with _translated("audio tokenization failed", message.job):
         return _tokenize(resources, message, stopped)
+
+
+@contextmanager
+def _translated(event: str, job: Job) -> Iterator[None]:
+    """Raise a job's errors as those of this product, and log what was raised."""
+    try:
+        yield
     except Exception as error:
         ours = translate(error)
         if ours is error:
             raise
-        log.warning("audio tokenization failed", task_id=message.job.task_id, exc_info=error)
+        log.warning(event, task_id=job.task_id, exc_info=error)
         raise ours from error
 
 

@@ -80,7 +80,6 @@ class RendererService:
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         # By request id: set when the request is stopped.
         self._pending: dict[int, threading.Event] = {}
-        self._ready_since = time.monotonic()
         threading.Thread(target=self._report_stats, name="stats", daemon=True).start()
 
     def handle(self, message: ToEngine) -> None:
@@ -152,19 +151,17 @@ class RendererService:
             scheduler = self._runtime.scheduler
             if self._pending or scheduler.clock.busy_s != reported_busy_s:
                 reported_busy_s = scheduler.clock.busy_s
-                ready_s = time.monotonic() - self._ready_since
                 try:
-                    self._send(stats_of(scheduler, self._runtime.report.device, len(self._pending), ready_s))
+                    self._send(stats_of(scheduler, self._runtime.report.device, len(self._pending)))
                 except Exception:  # the next time, perhaps
                     log.exception("device usage not reported")
 
 
-def stats_of(scheduler: Scheduler, device: str, pending: int, ready_s: float) -> EngineStats:
+def stats_of(scheduler: Scheduler, device: str, pending: int) -> EngineStats:
     """Return the device's usage so far."""
     stats, limit = scheduler.stats, scheduler.budget.limit
     on_gpu = torch.device(device).type == "cuda"
     return EngineStats(
-        ready_s=ready_s,
         busy_s=scheduler.clock.busy_s,
         songs_done=stats.songs_done,
         audio_s=stats.audio_s,

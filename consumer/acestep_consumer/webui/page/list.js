@@ -29,8 +29,6 @@ let waitingInAll = 0;
 let isAway = () => false;
 let board = () => "";
 
-export const jobOf = (taskId) => jobs.get(taskId);
-
 export const titleOfJob = (taskId) => (jobs.has(taskId) ? jobs.get(taskId).title : "");
 
 export function remember(taskId) {

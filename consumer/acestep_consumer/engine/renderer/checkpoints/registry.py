@@ -3,14 +3,13 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from acestep_consumer.engine.hub_cache import snapshot
+from acestep_consumer.engine.hub_cache import HUB_ID, model_folders, snapshot
 from acestep_consumer.engine.published_models import MAIN_REPOSITORY, PUBLISHED, is_dit, pull_command
 from acestep_consumer.engine.renderer.checkpoints.tensor_files import SUFFIXES
 
@@ -24,7 +23,6 @@ HUB: Final = MappingProxyType(
 INDEX: Final = "model_index.json"
 PIPELINE: Final = "AceStepPipeline"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NAMES: Final = MappingProxyType(
     {model.repository: name for name, model in PUBLISHED.items() if model.repository != MAIN_REPOSITORY}
     | {hub_id: name for name, hub_id in HUB.items()}
@@ -70,13 +68,13 @@ def resolve(named: str, checkpoint_dir: Path | None, environ: Mapping[str, str] 
         ModelNotFound: it is in none of them.
         CheckpointError: the folder is no checkpoint.
     """
-    for folder in _folders(named, checkpoint_dir):
+    for folder in model_folders(named, checkpoint_dir):
         if folder.is_dir():
             return Checkpoint(folder.resolve().name, folder=folder, original=_is_original(folder))
         if folder.is_file() and folder.suffix in SUFFIXES:
             return Checkpoint(folder.stem, folder=folder, original=True)
     hub_id = HUB.get(named, named)
-    if not _HUB_ID.fullmatch(hub_id):
+    if not HUB_ID.fullmatch(hub_id):
         raise ModelNotFound(_not_found(named, checkpoint_dir))
     name = _NAMES.get(hub_id, hub_id.rpartition("/")[2])
     cached = snapshot(hub_id, os.environ if environ is None else environ)
@@ -85,11 +83,6 @@ def resolve(named: str, checkpoint_dir: Path | None, environ: Mapping[str, str] 
     if named in HUB or (hub_id in _NAMES and hub_id not in HUB.values()):
         raise ModelNotFound(_not_found(name, checkpoint_dir))
     return Checkpoint(name, hub_id=hub_id)
-
-
-def _folders(named: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
-    given = Path(named).expanduser()
-    return (given,) if checkpoint_dir is None else (given, checkpoint_dir / named)
 
 
 def _is_original(folder: Path) -> bool:
@@ -119,7 +112,7 @@ def _is_original(folder: Path) -> bool:
 
 
 def _not_found(named: str, checkpoint_dir: Path | None) -> str:
-    places = "; ".join(str(folder) for folder in _folders(named, checkpoint_dir))
+    places = "; ".join(str(folder) for folder in model_folders(named, checkpoint_dir))
     unset = _unusable(checkpoint_dir)
     looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
     if checkpoint_dir and _is_model(checkpoint_dir):

@@ -156,17 +156,18 @@ def _tensors(geometry: Geometry) -> tuple[torch.Tensor, ...]:
     return geometry.branch, geometry.cos, geometry.sin, geometry.cu_seqlens, geometry.condition_cu_seqlens
 
 
+_MAX_SHAPES = 8
+
+
 class GraphedShapes:
     """A function with a CUDA graph for each of the shapes that it was last called with.
 
     Args:
         function: as for ``CapturedGraph``.
-        max_graphs: graphs to keep; the least recently used is freed.
     """
 
-    def __init__(self, function: Callable[..., torch.Tensor], max_graphs: int = 8) -> None:
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         self._function = function
-        self._max_graphs = max_graphs
         self._graphs: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -177,7 +178,7 @@ class GraphedShapes:
             self._function(*inputs)
             self._graphs[key] = CapturedGraph(self._function, inputs, pool=None)
         self._graphs.move_to_end(key)
-        if len(self._graphs) > self._max_graphs:
+        if len(self._graphs) > _MAX_SHAPES:  # the least recently used is freed
             self._graphs.popitem(last=False)
         return self._graphs[key](*inputs)
 

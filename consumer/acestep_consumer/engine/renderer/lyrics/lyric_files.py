@@ -5,12 +5,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.domain.job import SIDE_FILE_SUFFIXES, SideFile, SideFileKind
+from acestep_consumer.domain.job import LYRIC_TYPES, SIDE_FILE_SUFFIXES, SideFile, SideFileKind
 from acestep_schemas.events import LyricLine
 
 _SHORTEST_CUE_S: Final = 0.08
 """WebVTT has no cue without a length."""
-_CONTENT_TYPES: Final[dict[SideFileKind, str]] = {"lrc": "text/plain; charset=utf-8", "vtt": "text/vtt; charset=utf-8"}
 
 
 def write_lyrics(lines: Iterable[LyricLine], stem: Path) -> tuple[SideFile, ...]:
@@ -21,7 +20,7 @@ def write_lyrics(lines: Iterable[LyricLine], stem: Path) -> tuple[SideFile, ...]
     for kind, text in texts.items():
         path = stem.with_name(stem.name + SIDE_FILE_SUFFIXES[kind])
         path.write_text(text + "\n", encoding="utf-8")
-        files.append(SideFile(kind=kind, path=path, content_type=_CONTENT_TYPES[kind]))
+        files.append(SideFile(kind=kind, path=path, content_type=LYRIC_TYPES[kind]))
     return tuple(files)
 
 
