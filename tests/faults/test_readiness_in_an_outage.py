@@ -39,5 +39,5 @@ async def test_readiness_is_answered_at_once_with_the_broker_and_the_storage_awa
             amqp.heal()
             s3.heal()
             await until(partial(reached, reachable=True), "it is over", WITHIN_S)
-    # A question to a server that is away takes longer each time, a machine that is busy with something else now and then.
+    # A question to a server that is away takes longer each time; a busy machine, now and then.
     assert median(took_s) < 0.2
