@@ -235,6 +235,13 @@ def test_codes_are_written_as_text_in_one_place() -> None:
     }
 
 
+def test_what_differs_between_task_types_is_read_from_their_rows() -> None:
+    """So that a new one is a name in the schema and a row. Edits alone ask for a task by its name."""
+    compared = re.compile(r"\b(?:task_type|task|task\.name) (?:[!=]=|(?:not )?in) \(?\"")
+    found = modules_with(lambda path: set(compared.findall(path.read_text("utf-8"))))
+    assert set(found) == {"domain.edits", "domain.job", f"{SCHEMAS}.request"}
+
+
 def test_what_is_logged_is_a_sentence() -> None:
     """Not a name of the code: ``bucket created``, not ``storage.bucket_created``."""
     logged = re.compile(r"\blog\.\w+\(\s*\"([^\"]+)\"")
