@@ -51,11 +51,11 @@ from acestep_consumer.pipeline import Pipeline, Ports
 from acestep_consumer.policy.scoring import ScoreTableError, load_score_table
 from acestep_consumer.policy.tier_choice import served_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
+from acestep_consumer.storage.adapter import open_objects
 from acestep_consumer.storage.attempts import AttemptRecords
 from acestep_consumer.storage.disk import POLL_S, DiskGuard, GuardedInputs, GuardedRenderer
 from acestep_consumer.storage.outage import OutageGate, RetryingAttempts, RetryingInputs, RetryingStore, watch
 from acestep_consumer.storage.results import ResultStore
-from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_consumer.worker.announcements import Announcements
 from acestep_consumer.worker.control import ControlChannel
 from acestep_consumer.worker.expirations import ExpirationHandler
@@ -248,10 +248,10 @@ class Worker:
     async def _connect(self, stack: AsyncExitStack, loading: asyncio.Task[None], scratch: ScratchRoot) -> _Prepared:
         """Connect to storage and broker, wait for the engines, and create what consumes."""
         # Storage before the broker: no message is consumed before its songs can be stored.
-        self._objects = objects = S3Objects(self._settings.storage, retry_s=S3_RETRY_S)
+        opening = open_objects(self._settings.storage, retry_s=S3_RETRY_S)
+        self._objects = objects = await stack.enter_async_context(opening)
         state = self._state
         state.traffic = objects.traffic
-        await stack.enter_async_context(objects)
         results = ResultStore(objects, self._settings.storage)
         await results.check()
         state.store = results
