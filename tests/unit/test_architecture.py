@@ -229,6 +229,13 @@ def test_what_wraps_a_job_is_applied_by_its_runner_alone(name: str, users: set[s
     assert {name_of(path) for path in MODULES if full in imports_of(path)} == {"execution.runner"} | users
 
 
+def test_no_job_passes_through_the_composition_root() -> None:
+    """It gives its parts methods of each other and values, which a reload replaces, and no function of its own."""
+    source = (ROOT / "consumer/acestep_consumer/app.py").read_text(encoding="utf-8")
+    functions = {ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Lambda)}
+    assert functions == {"lambda: settings", "lambda: self._stages.wanted"}  # for a reload, and for the prefetch
+
+
 def test_codes_are_written_as_text_in_one_place() -> None:
     assert {name_of(path) for path in MODULES if "<|audio_code_{" in path.read_text(encoding="utf-8")} == {
         "domain.audio_codes"
