@@ -116,7 +116,7 @@ async def run_worker(
             log.exception("worker ended by an unexpected error")
         else:
             log.error("cannot start", reason=unexpected(error))  # noqa: TRY400 - as above
-            log.debug("where", exc_info=error)
+            log.debug("start failed here", exc_info=error)
         return Exit.UNEXPECTED
     return Exit.DONE
 

@@ -28,7 +28,7 @@ from acestep_schemas.events import Completed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """What the stages call."""
+    """Ports that the stages call."""
 
     inputs: Inputs
     planner: Planner

@@ -250,10 +250,22 @@ def test_what_differs_between_task_types_is_read_from_their_rows() -> None:
 
 
 def test_what_is_logged_is_a_sentence() -> None:
-    """Not a name of the code: ``bucket created``, not ``storage.bucket_created``."""
+    """Not a name of the code, and not a noun: ``bucket created``, not ``storage.bucket_created``."""
     logged = re.compile(r"\blog\.\w+\(\s*\"([^\"]+)\"")
-    in_code = re.compile(r"\w+[._]\w+")
+    in_code = re.compile(r"\w+[._]\w+|(?!(?:ready|\w+ed|\w+ing)$)\w+")
     assert modules_with(lambda path: set(filter(in_code.fullmatch, logged.findall(path.read_text("utf-8"))))) == {}
+
+
+def test_a_docstring_begins_with_the_term() -> None:
+    """The term of the field, not ``What a worker says of itself``."""
+    riddle = re.compile(r"(What|How|Where|Who|Why|When|Whatever|It|This|That|There)\b")
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+    def riddles(path: Path) -> set[str]:
+        texts = (ast.get_docstring(node) or "" for node in statements_of(path) if isinstance(node, kinds))
+        return {text.splitlines()[0] for text in texts if riddle.match(text)}
+
+    assert modules_with(riddles) == {}
 
 
 def test_tests_of_one_unit_lie_as_the_sources_do() -> None:

@@ -29,7 +29,7 @@ class SourceAudio(StrEnum):
 
 
 class ShownSource(StrEnum):
-    """What a model is shown of the source audio of a task."""
+    """Part of a task's source audio that the model is shown."""
 
     NOTHING = "nothing"
     """Only a flow edit uses it, and starts from it in place of noise."""

@@ -30,7 +30,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class LmNotFound(Exception):
-    """There is no language model of that name; the message says where it was looked for and what to do."""
+    """No language model of that name was found; the message says where it was looked for and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
