@@ -269,7 +269,14 @@ def test_a_docstring_begins_with_the_term() -> None:
 
 
 def test_tests_of_one_unit_lie_as_the_sources_do() -> None:
-    tests = ROOT / "tests/unit"
-    sources = {path.parent.relative_to(ROOT / "consumer" / PRODUCT) for path in MODULES if PRODUCT in path.parts}
-    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
-    assert folders - sources == {Path("schemas"), Path("infra"), Path("soak")}
+    """``tests/unit/<folder>/test_<file>.py``, but for those of several files."""
+    tests, product = ROOT / "tests/unit", ROOT / "consumer" / PRODUCT
+    files = {path.relative_to(product) for path in MODULES if PRODUCT in path.parts}
+    tested = {path.relative_to(tests).with_name(path.name.removeprefix("test_")) for path in tests.rglob("test_*.py")}
+    of_ours = {path for path in tested if path.parts[0] not in {"schemas", "infra", "soak"}}
+    assert {path.parent for path in of_ours} <= {path.parent for path in files}
+    others = {path.as_posix() for path in of_ours - files if not path.name.startswith("page_")}
+    assert others == {
+        *("architecture.py", "dependencies.py", "main.py", "client/imports.py", "commands/imports.py"),
+        *("broker/connecting.py", "engine/renderer/main.py", "gateway/client_sequences.py", "worker/stages.py"),
+    }
