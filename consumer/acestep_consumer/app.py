@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -51,11 +51,11 @@ from acestep_consumer.pipeline import Pipeline, Ports
 from acestep_consumer.policy.scoring import ScoreTableError, load_score_table
 from acestep_consumer.policy.tier_choice import served_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
+from acestep_consumer.storage.adapter import open_objects
 from acestep_consumer.storage.attempts import AttemptRecords
 from acestep_consumer.storage.disk import POLL_S, DiskGuard, GuardedInputs, GuardedRenderer
 from acestep_consumer.storage.outage import OutageGate, RetryingAttempts, RetryingInputs, RetryingStore, watch
 from acestep_consumer.storage.results import ResultStore
-from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_consumer.worker.announcements import Announcements
 from acestep_consumer.worker.control import ControlChannel
 from acestep_consumer.worker.expirations import ExpirationHandler
@@ -116,7 +116,7 @@ async def run_worker(
             log.exception("worker ended by an unexpected error")
         else:
             log.error("cannot start", reason=unexpected(error))  # noqa: TRY400 - as above
-            log.debug("where", exc_info=error)
+            log.debug("start failed here", exc_info=error)
         return Exit.UNEXPECTED
     return Exit.DONE
 
@@ -157,7 +157,7 @@ class Worker:
         self._table = load_table(settings.worker.tier_table) if settings.broker.route_by_tier else None
         refusals = Refusals()
         self._publisher = Publisher(self._connections["publish"], self._id, refusals.add)
-        self._stages = StageLimits(lambda: engines.capacity)
+        self._stages = StageLimits(engines.capacity)
         self._state = WorkerState(
             settings=settings,
             engines=engines,
@@ -174,6 +174,8 @@ class Worker:
         self._objects: Objects | None = None
         self._store: RetryingStore | None = None
         self._inputs: AllowedInputs | None = None
+        self._songs: StoredSongs | None = None
+        self._runner: JobRunner | None = None
         self._intake: Intake | None = None
         self.started = False
         """Whether it has begun to consume."""
@@ -248,10 +250,10 @@ class Worker:
     async def _connect(self, stack: AsyncExitStack, loading: asyncio.Task[None], scratch: ScratchRoot) -> _Prepared:
         """Connect to storage and broker, wait for the engines, and create what consumes."""
         # Storage before the broker: no message is consumed before its songs can be stored.
-        self._objects = objects = S3Objects(self._settings.storage, retry_s=S3_RETRY_S)
+        opening = open_objects(self._settings.storage, retry_s=S3_RETRY_S)
+        self._objects = objects = await stack.enter_async_context(opening)
         state = self._state
         state.traffic = objects.traffic
-        await stack.enter_async_context(objects)
         results = ResultStore(objects, self._settings.storage)
         await results.check()
         state.store = results
@@ -264,10 +266,10 @@ class Worker:
         await stack.enter_async_context(self._connections["consume"])
         log.info("broker and storage ready", after_s=round(time.perf_counter() - self._began, 2))
         await self._report_until(loading)
-        state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
+        state.disk = disk = DiskGuard(scratch, self._settings.engine.scratch_min_gb, self._on_disk)
         await disk.check()
         stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
-        runner = self._new_runner(disk, objects, store)
+        self._runner = runner = self._new_runner(disk, objects, store)
         state.consumer = consumer = self._new_consumer(runner, disk, store, inputs)
         announcements = Announcements(
             self._id,
@@ -364,11 +366,12 @@ class Worker:
         retries = RetryPolicy(attempts, settings.worker.max_attempts)
         # As soon as the connection is lost, not when it is back: the next worker counts attempts that nobody excused.
         self._connections["consume"].on_loss(retries.excuse_lost)
+        self._songs = songs = StoredSongs(store, allowed=settings.inputs.results == "all")
         return JobRunner(
             retries=retries,
             cancellations=self._control.cancellations,
             routes=self._routes,
-            songs=StoredSongs(store, lambda: self._settings.inputs.results == "all"),
+            songs=songs,
             store=store,
             events=self._publisher,
             costs=self._costs,
@@ -376,8 +379,8 @@ class Worker:
                 worker_id=self._id,
                 scratch=disk.job_folder,
                 tier_limits=self._engines.limits,
-                request_rules=lambda: request_rules(self._settings),
-                execution_timeout_s=lambda: self._settings.worker.execution_timeout_s,
+                request_rules=request_rules(settings),
+                execution_timeout_s=settings.worker.execution_timeout_s,
                 stages=self._stages,
             ),
         )
@@ -429,6 +432,16 @@ class Worker:
         before, self._settings = self._settings, settings
         set_log_level(settings.worker.log_level)
         self._engines.set_log_level(settings.worker.log_level)
+        if self._songs is not None:
+            self._songs.allowed = settings.inputs.results == "all"
+        if self._state.disk is not None:
+            self._state.disk.min_gb = settings.engine.scratch_min_gb
+        if self._runner is not None:
+            self._runner.rules = replace(
+                self._runner.rules,
+                request_rules=request_rules(settings),
+                execution_timeout_s=settings.worker.execution_timeout_s,
+            )
         if self._store is not None and self._objects is not None:
             self._store.use(ResultStore(self._objects, settings.storage))
         if self._intake is not None and not self._signals.stop.is_set() and before.broker != settings.broker:

@@ -28,7 +28,7 @@ from acestep_schemas.events import Completed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """What the stages call."""
+    """Ports that the stages call."""
 
     inputs: Inputs
     planner: Planner
@@ -67,7 +67,7 @@ class Pipeline:
         Raises:
             Unpublished: the event could not be confirmed; nothing is settled then, so the message comes back.
         """
-        context = JobContext.of(delivery, self._runner.rules.request_rules())
+        context = JobContext.of(delivery, self._runner.rules.request_rules)
         with job_span(context):
             outcome = await self._outcome_of(context)
             if context.progress is not None:

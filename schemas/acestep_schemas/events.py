@@ -298,7 +298,7 @@ class Candidate(Frozen):
 
 
 class ErrorReport(Frozen):
-    """Why a job ended without songs. ``details`` lists fields and the rules that they break, where there are any."""
+    """Error of a job without songs. ``details`` lists fields and the rules that they break, where there are any."""
 
     code: ErrorCode
     message: str

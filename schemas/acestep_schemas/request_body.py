@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The request as a ``TypedDict``, for editors and type checkers. Readers of requests use ``request`` instead.
 
-A test holds it to ``GenerationRequest``: names, types and descriptions are the same.
+The fields of ``RequestBody`` are generated from ``GenerationRequest``: names, types and descriptions are the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ class RequestBody(TypedDict, total=False):
     mapping is accepted wherever this is.
     """
 
+    # Fields of GenerationRequest, written by `bash infra/dev fix`.
     task_id: str | None
     """Idempotency key; by default the message id, else the worker makes one up."""
     task_type: TaskType

@@ -64,7 +64,6 @@ class FakeEngines:
     report: RendererReport = REPORT
     ready: bool = True
     renderer_usage: DeviceUsage = field(default_factory=DeviceUsage)
-    capacity: EngineCapacity = field(default_factory=EngineCapacity)
     states: dict[str, EngineState] = field(default_factory=lambda: {"renderer": EngineState(ready=True, restarts=0)})
     start_seconds: dict[str, dict[StartPhase, float]] = field(default_factory=dict)
 
@@ -72,6 +71,10 @@ class FakeEngines:
     def planner(self) -> DirectPlanner:
         """Plans without a language model."""
         return DirectPlanner(self.renderer)
+
+    def capacity(self) -> EngineCapacity:
+        """Anything at once."""
+        return EngineCapacity()
 
     def limits(self) -> Limits:
         """Limits of the card that the report names."""

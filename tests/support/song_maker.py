@@ -72,7 +72,7 @@ class SongMaker:
         self.objects = objects
         self.store = ResultStore(objects, settings)
         self._inputs = AllowedInputs(objects, settings, InputSettings())
-        self._songs = StoredSongs(self.store, lambda: True)
+        self._songs = StoredSongs(self.store, allowed=True)
         self._renderer = InProcessRenderer(resources)
         self._planner = LmPlanner(language_model, self._renderer) if language_model else DirectPlanner(self._renderer)
         self._limits = Limits(

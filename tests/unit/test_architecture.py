@@ -168,7 +168,7 @@ def test_a_heavy_or_foreign_package_is_imported_in_its_own_folder_only() -> None
 def test_an_adapter_of_the_object_storage_is_named_only_where_it_is_chosen() -> None:
     """All others see `domain.ports.Objects`, so that another storage is one folder more."""
     chosen = {name_of(path) for path in MODULES if any("storage.s3" in name for name in imports_of(path))}
-    assert chosen == {"app", "client.results", "commands.doctor.storage", "storage.s3.objects"}
+    assert chosen == {"storage.adapter", "commands.doctor.storage", "storage.s3.objects"}
 
 
 @pytest.mark.parametrize("call", ["ClientSession(", "create_default_context("])
@@ -229,21 +229,54 @@ def test_what_wraps_a_job_is_applied_by_its_runner_alone(name: str, users: set[s
     assert {name_of(path) for path in MODULES if full in imports_of(path)} == {"execution.runner"} | users
 
 
+def test_no_job_passes_through_the_composition_root() -> None:
+    """It gives its parts methods of each other and values, which a reload replaces, and no function of its own."""
+    source = (ROOT / "consumer/acestep_consumer/app.py").read_text(encoding="utf-8")
+    functions = {ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Lambda)}
+    assert functions == {"lambda: settings", "lambda: self._stages.wanted"}  # for a reload, and for the prefetch
+
+
 def test_codes_are_written_as_text_in_one_place() -> None:
     assert {name_of(path) for path in MODULES if "<|audio_code_{" in path.read_text(encoding="utf-8")} == {
         "domain.audio_codes"
     }
 
 
+def test_what_differs_between_task_types_is_read_from_their_rows() -> None:
+    """So that a new one is a name in the schema and a row. Edits alone ask for a task by its name."""
+    compared = re.compile(r"\b(?:task_type|task|task\.name) (?:[!=]=|(?:not )?in) \(?\"")
+    found = modules_with(lambda path: set(compared.findall(path.read_text("utf-8"))))
+    assert set(found) == {"domain.edits", "domain.job", f"{SCHEMAS}.request"}
+
+
 def test_what_is_logged_is_a_sentence() -> None:
-    """Not a name of the code: ``bucket created``, not ``storage.bucket_created``."""
+    """Not a name of the code, and not a noun: ``bucket created``, not ``storage.bucket_created``."""
     logged = re.compile(r"\blog\.\w+\(\s*\"([^\"]+)\"")
-    in_code = re.compile(r"\w+[._]\w+")
+    in_code = re.compile(r"\w+[._]\w+|(?!(?:ready|\w+ed|\w+ing)$)\w+")
     assert modules_with(lambda path: set(filter(in_code.fullmatch, logged.findall(path.read_text("utf-8"))))) == {}
 
 
+def test_a_docstring_begins_with_the_term() -> None:
+    """The term of the field, not ``What a worker says of itself``."""
+    riddle = re.compile(r"(What|How|Where|Who|Why|When|Whatever|It|This|That|There)\b")
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+    def riddles(path: Path) -> set[str]:
+        texts = (ast.get_docstring(node) or "" for node in statements_of(path) if isinstance(node, kinds))
+        return {text.splitlines()[0] for text in texts if riddle.match(text)}
+
+    assert modules_with(riddles) == {}
+
+
 def test_tests_of_one_unit_lie_as_the_sources_do() -> None:
-    tests = ROOT / "tests/unit"
-    sources = {path.parent.relative_to(ROOT / "consumer" / PRODUCT) for path in MODULES if PRODUCT in path.parts}
-    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
-    assert folders - sources == {Path("schemas"), Path("infra"), Path("soak")}
+    """``tests/unit/<folder>/test_<file>.py``, but for those of several files."""
+    tests, product = ROOT / "tests/unit", ROOT / "consumer" / PRODUCT
+    files = {path.relative_to(product) for path in MODULES if PRODUCT in path.parts}
+    tested = {path.relative_to(tests).with_name(path.name.removeprefix("test_")) for path in tests.rglob("test_*.py")}
+    of_ours = {path for path in tested if path.parts[0] not in {"schemas", "infra", "soak"}}
+    assert {path.parent for path in of_ours} <= {path.parent for path in files}
+    others = {path.as_posix() for path in of_ours - files if not path.name.startswith("page_")}
+    assert others == {
+        *("architecture.py", "dependencies.py", "main.py", "client/imports.py", "commands/imports.py"),
+        *("broker/connecting.py", "engine/renderer/main.py", "gateway/client_sequences.py", "worker/stages.py"),
+    }

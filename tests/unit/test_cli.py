@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from acestep_consumer.cli import app
+from acestep_consumer.domain.tasks import TASKS
 from tests.support.command import run_command
 
 pytestmark = pytest.mark.usefixtures("forked_processes")
@@ -132,6 +133,12 @@ def test_every_wrong_use_is_an_error_of_the_same_form_and_ends_with_2(arguments:
     error, *hint = done.stderr.splitlines()
     assert error.startswith(f"error: {said}")
     assert all(line.startswith("Try 'acestep-consumer ") for line in hint)
+
+
+def test_the_help_of_submit_names_every_task_type() -> None:
+    submit = next(command for name, command in leaves(get_command(app)) if name == "submit")
+    text = next(option.help for option in submit.params if option.name == "task_type")
+    assert set(re.findall(r"[\w-]+", text)) - {"or"} == set(TASKS)
 
 
 @pytest.mark.parametrize("command", [name for name, _ in leaves(get_command(app))] + ["", "dead"])

@@ -17,7 +17,7 @@ class Levels:
 
     @property
     def gain(self) -> float:
-        """What the samples were multiplied by."""
+        """Factor that the samples were multiplied by."""
         return float(10 ** (self.raised_db / 20))
 
     def raised(self, gain_db: float) -> "Levels":

@@ -30,7 +30,7 @@ _MAY_PRECEDE: Final = 9
 
 @dataclass(frozen=True, slots=True)
 class WarpedLyrics:
-    """Where each token of the lyrics is sung, its first and its last frame, and how well they are sung, 0 to 1."""
+    """Frames of each token of the lyrics, its first and its last one, and how well they are sung, 0 to 1."""
 
     frames: list[tuple[int, int]]
     score: float

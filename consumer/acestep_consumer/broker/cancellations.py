@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _CancelRequest:
-    """When a cancellation was sent, in seconds since 1970 as far as its sender said, and received, on our own clock."""
+    """Times of a cancellation, in seconds since 1970: sent, as far as its sender said, and received, on our clock."""
 
     sent_s: float | None
     received_s: float

@@ -113,7 +113,7 @@ class Consumer:
 
     @property
     def prefetch(self) -> int:
-        """How many deliveries may be unsettled at a time."""
+        """Most deliveries that may be unsettled at a time."""
         return self._prefetch
 
     @property
@@ -156,7 +156,7 @@ class Consumer:
 
     @property
     def copying(self) -> int:
-        """How many messages are being given an id: each has a place reserved for its copy."""
+        """Number of messages that are being given an id: each has a place reserved for its copy."""
         return self._copying
 
     async def pause(self, reason: str) -> None:

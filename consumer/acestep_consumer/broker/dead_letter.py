@@ -48,7 +48,7 @@ _PERSISTENT = 2
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterReason:
-    """Why a message was dead-lettered."""
+    """Reason for which a message was dead-lettered."""
 
     code: str
     """An ``ErrorCode``; where the broker did it, its own reason: expired, rejected, maxlen, delivery_limit."""

@@ -117,7 +117,7 @@ class DeadLetterQueue:
 
     @property
     def count(self) -> int:
-        """How many messages waited when the queue was opened."""
+        """Number of messages that waited when the queue was opened."""
         return self._count
 
     async def _put_back(self) -> None:

@@ -48,7 +48,7 @@ class ObjectMissing(BrokerRefused):
 
 
 class AccessRefused(BrokerRefused):
-    """This user lacks a permission."""
+    """The user lacks a permission."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class MissingPermission:
 
 @dataclass(frozen=True, slots=True)
 class TopologyDiff:
-    """How the objects on the broker differ from the wanted ones, which are named as in ``queue acestep.generate``.
+    """Differences between the broker's objects and the wanted ones, named as in ``queue acestep.generate``.
 
     Attributes:
         missing: objects that do not exist.

@@ -74,7 +74,7 @@ class RequestQueue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePolicy:
-    """What policies say about a queue.
+    """Settings of a queue that come from policies.
 
     Attributes:
         name: the queue's.

@@ -31,7 +31,7 @@ _log: Final = logging.getLogger("acestep_consumer.client")
 
 
 class _RetryDownload(Exception):
-    """This try failed; another one may succeed."""
+    """A try failed; another one may succeed."""
 
 
 async def download(job: Completed, folder: Path, results: Results | None) -> tuple[Path, ...]:

@@ -12,6 +12,7 @@ from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.objects import MANIFEST, ByteRange, ObjectAddress, object_key
 from acestep_consumer.domain.ports import Objects, ObjectStream
+from acestep_consumer.storage.adapter import open_objects
 from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, parse_manifest, unfinished_event
 
 if TYPE_CHECKING:
@@ -73,11 +74,11 @@ class Results:
 
     async def objects(self) -> Objects:
         """Return the storage itself, connected."""
-        from acestep_consumer.storage.s3.objects import S3Objects  # noqa: PLC0415 - boto3: half a second, and no producer needs it
-
         async with self._connecting:
             if self._objects is None:
-                self._objects = await self._stack.enter_async_context(S3Objects(self._settings, retry_s=self._retry_s))
+                self._objects = await self._stack.enter_async_context(
+                    open_objects(self._settings, retry_s=self._retry_s)
+                )
             return self._objects
 
 

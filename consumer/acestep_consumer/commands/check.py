@@ -36,7 +36,7 @@ _DRAWN = ("seed", "use_random_seed", "retake_seed")
 
 
 class CheckFailed(Exception):
-    """There is nothing to check, or no such tier; the message says what to change."""
+    """A body or a tier is missing; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -202,28 +202,28 @@ def resolve(asked: GenerationRequest, song: FoundSong | None) -> Resolution:
     Raises:
         InvalidRequest: the song does not have what the edit needs.
     """
-    draft = _Draft(asked)
+    builder = _RequestBuilder(asked)
     if song is not None and is_made_again(asked):
-        _make_again(draft, song)
-        return draft.resolution(None)
+        _make_again(builder, song)
+        return builder.resolution(None)
     is_repaint = asked.task_type == "repaint" or any(name in _REPAINTS for name in names(asked))
     if song is not None and is_repaint:
-        _take_over(draft, song)
+        _take_over(builder, song)
     if asked.extend_left_s is not None:
-        _extend_left(draft, asked.extend_left_s, song)
+        _extend_left(builder, asked.extend_left_s, song)
     if asked.extend_right_s is not None:
-        _extend_right(draft, asked.extend_right_s, song)
+        _extend_right(builder, asked.extend_right_s, song)
     if asked.replace_lines is not None and song is not None:
-        _replace_lines(draft, asked.replace_lines, song)
+        _replace_lines(builder, asked.replace_lines, song)
     if asked.stems:
-        _extract_stems(draft)
+        _extract_stems(builder)
     if song is not None:
-        _take_over_fades(draft, song)
-    return draft.resolution(None if song is None else song.as_source())
+        _take_over_fades(builder, song)
+    return builder.resolution(None if song is None else song.as_source())
 
 
 @dataclass(slots=True)
-class _Draft:
+class _RequestBuilder:
     """The request while it is resolved."""
 
     asked: GenerationRequest
@@ -308,66 +308,66 @@ def _problems_of_edit(asked: GenerationRequest, edit: str) -> Iterator[FieldProb
         yield _problem(asked, "track_classes", f"must have at most {len(TRACK_CLASSES)} names for stems")
 
 
-def _take_over(draft: _Draft, song: FoundSong) -> None:
+def _take_over(builder: _RequestBuilder, song: FoundSong) -> None:
     """Take over what the new part has in common with its song, unless the request gives it."""
-    asked, model = draft.asked, song.manifest.model.used
+    asked, model = builder.asked, song.manifest.model.used
     other_model = "model" in asked.model_fields_set and asked.model != model
     values: dict[str, object] = {**dict(song.manifest.request), **song.description(), "model": model}
     for name in TAKEN_OVER_BY_REPAINTS:
         if not (other_model and name in _MADE_WITH) and name not in _set_by_quality(asked):
-            draft.take(name, values[name], f"of {song.name}")
+            builder.take(name, values[name], f"of {song.name}")
 
 
-def _take_over_fades(draft: _Draft, song: FoundSong) -> None:
+def _take_over_fades(builder: _RequestBuilder, song: FoundSong) -> None:
     """Take over the fades that are made anew, and say what does not count for the new part."""
-    made = draft.resolution(None).request
+    made = builder.resolution(None).request
     if not TASKS[made.task_type].has_window:
         return
     window, why = (made.repainting_start, made.repainting_end), "all of it is made anew"
     if song.as_source().latents is not None and not keeps_samples(made):
         window, why = (0.0, None), "the new song is made from the latents, which do not fade"
     for name, seconds in song.fades.made_anew(*window):
-        draft.take(name, seconds, f"of {song.name}: {why}")
-    given, before = draft.asked.model_fields_set, song.manifest.request
-    draft.warnings += [warning for name, warning in song.fades.cut(*window) if name not in given]
+        builder.take(name, seconds, f"of {song.name}: {why}")
+    given, before = builder.asked.model_fields_set, song.manifest.request
+    builder.warnings += [warning for name, warning in song.fades.cut(*window) if name not in given]
     for name in _LATENT_CHANGES:
         value = getattr(before, name)
         if name not in given and value != type(before).model_fields[name].default:
-            draft.warnings.append(
+            builder.warnings.append(
                 f"{name} = {value:g} of {song.name} is not taken over: the new part does not have it. Give it to have "
                 "it there, too"
             )
 
 
-def _make_again(draft: _Draft, song: FoundSong) -> None:
+def _make_again(builder: _RequestBuilder, song: FoundSong) -> None:
     """Take over everything that the song was made from, unless the request gives it."""
-    asked, before, because = draft.asked, song.manifest.request, f"of {song.name}"
+    asked, before, because = builder.asked, song.manifest.request, f"of {song.name}"
     values: dict[str, object] = {**dict(before), **song.description(), **_LM_OFF}
     for name, value in values.items():
         if name not in NOT_TAKEN_OVER and name not in _set_by_quality(asked):
-            draft.take(name, value, because)
+            builder.take(name, value, because)
     if codes := song.codes:
         count = f"{len(parse_codes(codes)):,} codes"
         if "audio_code_string" not in asked.model_fields_set:
-            draft.values["audio_code_string"] = codes
-            draft.edits = [edit for edit in draft.edits if edit.field != "audio_code_string"]
-            draft.edits.append(Edit(field="audio_code_string", value=count, because=because))
+            builder.values["audio_code_string"] = codes
+            builder.edits = [edit for edit in builder.edits if edit.field != "audio_code_string"]
+            builder.edits.append(Edit(field="audio_code_string", value=count, because=because))
     if before.stems:
-        draft.set("track_name", song.audio.track, because)
+        builder.set("track_name", song.audio.track, because)
     source = "the source of that song" if before.has_source else "that song has no source"
     for name in ("src_audio_path", "source_task_id", "source_index"):
-        draft.set(name, getattr(before, name), source)
-    draft.take("batch_size", 1, "it is one song")
+        builder.set(name, getattr(before, name), source)
+    builder.take("batch_size", 1, "it is one song")
     if not asked.seed:
         # Variations differ in the noise that is mixed in, so all of them have the seed of the song.
         songs = _songs_of(asked) if asked.variation is not None else 1
-        draft.set("seed", (song.audio.seed,) * songs, because)
-        draft.values["use_random_seed"] = False
+        builder.set("seed", (song.audio.seed,) * songs, because)
+        builder.values["use_random_seed"] = False
     if asked.variation is not None:
-        _vary(draft, asked.variation, before)
+        _vary(builder, asked.variation, before)
     elif before.retake_variance and before.retake_seed is not None:
-        draft.take("retake_seed", before.retake_seed + song.place, because)
-    _require_source(draft, before)
+        builder.take("retake_seed", before.retake_seed + song.place, because)
+    _require_source(builder, before)
 
 
 def _set_by_quality(asked: GenerationRequest) -> tuple[str, ...]:
@@ -379,42 +379,42 @@ def _songs_of(asked: GenerationRequest) -> int:
     return max((getattr(asked, name) or 1 for name in _COUNTS & asked.model_fields_set), default=1)
 
 
-def _vary(draft: _Draft, variation: float, before: GenerationRequest) -> None:
-    draft.set("retake_variance", variation, f"variation = {variation:g}")
-    if "retake_seed" not in draft.asked.model_fields_set:
-        draft.values["retake_seed"] = None  # drawn by admission
-        draft.edits = [edit for edit in draft.edits if edit.field != "retake_seed"]
+def _vary(builder: _RequestBuilder, variation: float, before: GenerationRequest) -> None:
+    builder.set("retake_variance", variation, f"variation = {variation:g}")
+    if "retake_seed" not in builder.asked.model_fields_set:
+        builder.values["retake_seed"] = None  # drawn by admission
+        builder.edits = [edit for edit in builder.edits if edit.field != "retake_seed"]
     if before.retake_variance:
-        draft.warnings.append(
+        builder.warnings.append(
             "the song is a variation itself: this is another variation of the one that both come from"
         )
 
 
-def _require_source(draft: _Draft, before: GenerationRequest) -> None:
+def _require_source(builder: _RequestBuilder, before: GenerationRequest) -> None:
     """Refuse a song whose own source was in its request, and so is kept nowhere."""
     if TASKS[before.task_type].lacks_source(before):
         rule = "was made from audio in the request itself, which is not kept: send that request again, with its seed"
-        raise InvalidRequest([_problem(draft.asked, "source_task_id", rule)])
+        raise InvalidRequest([_problem(builder.asked, "source_task_id", rule)])
 
 
-def _extend_left(draft: _Draft, seconds: float, song: FoundSong | None) -> None:
+def _extend_left(builder: _RequestBuilder, seconds: float, song: FoundSong | None) -> None:
     whole = max(round(seconds * FRAMES_PER_SECOND), 1) / FRAMES_PER_SECOND
     fade_s, length = (0.0, 0.0) if song is None else (song.fades.in_s, song.audio.duration_s)
     overlap, why = _overlap(fade_s, length, "the song", "fade in")
     because = f"extend_left_s = {seconds:g}, and {why}"
-    draft.set("task_type", "repaint", because)
-    draft.set("repainting_start", -whole, because)
-    draft.set("repainting_end", overlap, because)
+    builder.set("task_type", "repaint", because)
+    builder.set("repainting_start", -whole, because)
+    builder.set("repainting_end", overlap, because)
 
 
-def _extend_right(draft: _Draft, seconds: float, song: FoundSong | None) -> None:
+def _extend_right(builder: _RequestBuilder, seconds: float, song: FoundSong | None) -> None:
     if song is None:  # nobody knows the length of that source before it is decoded: the renderer sets the window
-        draft.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
-        draft.values["extend_right_s"] = seconds
+        builder.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
+        builder.values["extend_right_s"] = seconds
         return
-    draft.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
+    builder.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
     for edit in extension(seconds, song.audio.duration_s, song.fades.out_s):
-        draft.set(edit.field, edit.value, edit.because)
+        builder.set(edit.field, edit.value, edit.because)
 
 
 def extension(seconds: float, length: float, fade_out_s: float = 0.0) -> tuple[Edit, ...]:
@@ -439,23 +439,23 @@ def _overlap(fade_s: float, length: float, song: str, fades: str) -> tuple[float
     return EXTENSION_OVERLAP_S, f"{EXTENSION_OVERLAP_S:g} s of {song} to go on from"
 
 
-def _replace_lines(draft: _Draft, lines: Mapping[str, str], song: FoundSong) -> None:
+def _replace_lines(builder: _RequestBuilder, lines: Mapping[str, str], song: FoundSong) -> None:
     try:
         found = rewritten(lines, str(song.description()["lyrics"]), song.audio)
     except ValueError as error:
-        raise InvalidRequest([_problem(draft.asked, "replace_lines", str(error))]) from error
-    draft.set("task_type", "repaint", "replace_lines")
-    draft.set("repainting_start", found.start_s, found.because)
-    draft.set("repainting_end", found.end_s, found.because)
-    draft.set("lyrics", found.lyrics, f"the lyrics of {song.name} with the new lines")
-    draft.warnings += found.warnings
+        raise InvalidRequest([_problem(builder.asked, "replace_lines", str(error))]) from error
+    builder.set("task_type", "repaint", "replace_lines")
+    builder.set("repainting_start", found.start_s, found.because)
+    builder.set("repainting_end", found.end_s, found.because)
+    builder.set("lyrics", found.lyrics, f"the lyrics of {song.name} with the new lines")
+    builder.warnings += found.warnings
 
 
-def _extract_stems(draft: _Draft) -> None:
-    classes = tuple(dict.fromkeys(draft.asked.track_classes)) or TRACK_CLASSES
-    draft.set("task_type", "extract", "stems")
-    draft.set("track_classes", classes, "stems: a song for each track")
-    draft.set("batch_size", len(classes), "stems: a song for each track")
+def _extract_stems(builder: _RequestBuilder) -> None:
+    classes = tuple(dict.fromkeys(builder.asked.track_classes)) or TRACK_CLASSES
+    builder.set("task_type", "extract", "stems")
+    builder.set("track_classes", classes, "stems: a song for each track")
+    builder.set("batch_size", len(classes), "stems: a song for each track")
 
 
 def _problem(asked: GenerationRequest, name: str, rule: str) -> FieldProblem:

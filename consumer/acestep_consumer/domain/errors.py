@@ -50,7 +50,7 @@ Status = Literal["failed", "rejected", "cancelled", "expired"]
 
 
 class Verdict(StrEnum):
-    """What happens to the delivery once the terminal event is confirmed."""
+    """Settlement of the delivery once the terminal event is confirmed."""
 
     ACK = "ack"
     DEAD_LETTER = "dead-letter"
@@ -142,7 +142,7 @@ class InputNotAllowed(Refused):
 
 
 class Failed(ConsumerError):
-    """It was tried and cannot be done."""
+    """The job was tried and cannot be done."""
 
 
 class ModelUnavailable(Failed):
@@ -244,7 +244,7 @@ class StorageMisconfigured(StorageRefused):
 
 
 class ManifestUnreadable(StorageUnavailable):
-    """Something else lies where the job's manifest belongs."""
+    """The job's manifest cannot be read: something else lies in its place."""
 
 
 class Cancelled(ConsumerError):
@@ -259,14 +259,14 @@ class Cancelled(ConsumerError):
 
 
 class Expired(ConsumerError):
-    """It waited in the queue for longer than its producer allows."""
+    """The request waited in the queue for longer than its producer allows."""
 
     code = ErrorCode.EXPIRED
     status = "expired"
 
 
 class PreviousOutcome(ConsumerError):
-    """What an earlier try of the same message came to, read from storage."""
+    """Outcome of an earlier try of the same message, read from storage."""
 
     def __init__(self, code: ErrorCode, message: str, attempts: int | None = None) -> None:
         super().__init__(message)

@@ -136,7 +136,7 @@ class TokenizedSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the songs are made from: metadata, and audio codes (5 a second) per song, or none."""
+    """Material of the songs: metadata, and audio codes (5 a second) per song, or none."""
 
     metas: Metas
     audio_codes: tuple[str, ...] = ()
@@ -184,7 +184,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
-    """What the renderer returns for a job: the songs, the seconds it took, and what it could not do as asked.
+    """Result of the renderer for a job: the songs, the seconds it took, and what it could not do as asked.
 
     ``candidates``: all songs that ``tracks`` were chosen from, in the order of the seeds; none where all are kept.
     ``score_table``: version of the table that they were scored by.

@@ -98,7 +98,7 @@ class _Stretch:
 
     @property
     def lines(self) -> float:
-        """How many average lines are as long as the stretch."""
+        """Length of the stretch, in average lines."""
         return (self.end_s - self.start_s) / self.line_s
 
     def window(self) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def object_key(prefix: str, task_id: str, name: str) -> str:
 
 
 class UploadAddresses:
-    """Where the REST API puts uploaded files: ``<prefix>/uploads/<task_id>/<field><suffix>``, beside the results.
+    """Addresses of files uploaded over REST: ``<prefix>/uploads/<task_id>/<field><suffix>``, beside the results.
 
     Args:
         bucket: the result bucket.
@@ -79,7 +79,7 @@ class ByteRange:
 
     @property
     def bytes(self) -> int:
-        """How many."""
+        """Number of bytes."""
         return self.last - self.first + 1
 
 
@@ -110,7 +110,7 @@ class ObjectContent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectHead:
-    """What a storage knows about an object besides its bytes.
+    """Size, ETag and metadata of an object.
 
     Attributes:
         size: bytes.

@@ -34,7 +34,7 @@ AUDIO_DELETED: Final = "the audio of an earlier run of this task had been delete
 
 @dataclass(frozen=True, slots=True)
 class TerminalRecord:
-    """How a task ended, as it is written to storage.
+    """End of a task, as it is written to storage.
 
     Attributes:
         ending: data of the terminal event.

@@ -57,7 +57,7 @@ class Delivery(Protocol):
 
     @property
     def body_format(self) -> BodyFormat:
-        """How the body is written."""
+        """Content type and encoding of the body."""
 
     @property
     def priority(self) -> int:

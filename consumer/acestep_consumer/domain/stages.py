@@ -11,7 +11,7 @@ STAGES: Final = tuple(StageJobs.model_fields)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCapacity:
-    """What the engines can work on at once. None: they do not tell, and nothing waits for room in them.
+    """Work that the engines can do at once. None: they do not tell, and nothing waits for room in them.
 
     Attributes:
         lm_songs: songs that the language model has rows and memory for, as far as it is known.

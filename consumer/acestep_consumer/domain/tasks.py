@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Task types as data: a row each, read by everything that differs between tasks.
 
-A new task type is a name in ``acestep_schemas.request.TaskType``, a row here, and its conditioning in the renderer
-(``pipeline_arguments``, ``source``): what a model is given for a task is not a choice between a few values.
+A new task type is a name in ``acestep_schemas.request.TaskType`` and a row here. Its instruction is the pipeline's.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 from acestep_schemas.request import WINDOWED_TASKS, GenerationRequest, TaskType
 
@@ -27,6 +26,17 @@ class SourceAudio(StrEnum):
     OPTIONAL = "optional"
     """Audio codes can take its place."""
     REQUIRED = "required"
+
+
+class ShownSource(StrEnum):
+    """Part of a task's source audio that the model is shown."""
+
+    NOTHING = "nothing"
+    """Only a flow edit uses it, and starts from it in place of noise."""
+    CODES = "codes"
+    """What its audio codes keep of it."""
+    OUTSIDE_WINDOW = "outside window"
+    WHOLE = "whole"
 
 
 TRACK_CLASSES: Final = (
@@ -49,12 +59,24 @@ class Task:
         uses_lm: whether the 5Hz LM may write metadata and codes for it. Where it may not, the source audio determines
             them.
         variants: the model families that were trained for it.
+        shown: what the model is shown of the source audio.
+        known_as: the task that the model takes it for; None: itself.
+        tracks: the field with the tracks that its prompt names; None: it names none.
+        names_length: whether its prompt names the planned length where the source or codes determine the real one.
     """
 
     name: TaskType
     source: SourceAudio
     uses_lm: bool = True
     variants: frozenset[Variant] = ALL_VARIANTS
+    shown: ShownSource = ShownSource.WHOLE
+    known_as: TaskType | None = None
+    tracks: Literal["track_name", "track_classes"] | None = None
+    names_length: bool = False
+
+    def model_task(self, *, from_codes: bool) -> TaskType:
+        """The task that the model takes it for: a song from audio codes alone is a cover."""
+        return "cover" if from_codes and not self.reads_source else self.known_as or self.name
 
     @property
     def has_window(self) -> bool:
@@ -85,13 +107,19 @@ class Task:
 
 
 _ROWS: Final = (
-    Task(name="text2music", source=SourceAudio.UNUSED),
-    Task(name="cover", source=SourceAudio.OPTIONAL, uses_lm=False),
-    Task(name="cover-nofsq", source=SourceAudio.OPTIONAL, uses_lm=False),
-    Task(name="repaint", source=SourceAudio.REQUIRED, uses_lm=False),
-    Task(name="extract", source=SourceAudio.REQUIRED, uses_lm=False, variants=BASE_ONLY),
-    Task(name="lego", source=SourceAudio.REQUIRED, variants=BASE_ONLY),
-    Task(name="complete", source=SourceAudio.REQUIRED, variants=BASE_ONLY),
+    Task(name="text2music", source=SourceAudio.UNUSED, shown=ShownSource.NOTHING, names_length=True),
+    Task(name="cover", source=SourceAudio.OPTIONAL, uses_lm=False, shown=ShownSource.CODES),
+    Task(name="cover-nofsq", source=SourceAudio.OPTIONAL, uses_lm=False, known_as="cover"),
+    Task(name="repaint", source=SourceAudio.REQUIRED, uses_lm=False, shown=ShownSource.OUTSIDE_WINDOW),
+    Task(name="extract", source=SourceAudio.REQUIRED, uses_lm=False, variants=BASE_ONLY, tracks="track_name"),
+    Task(name="lego", source=SourceAudio.REQUIRED, variants=BASE_ONLY, tracks="track_name"),
+    Task(
+        name="complete",
+        source=SourceAudio.REQUIRED,
+        variants=BASE_ONLY,
+        tracks="track_classes",
+        names_length=True,
+    ),
 )
 
 TASKS: Final[dict[str, Task]] = {task.name: task for task in _ROWS}

@@ -143,9 +143,8 @@ class Engines:
         """Usage of the renderer's device, over all its processes."""
         return self._renderer.usage
 
-    @property
     def capacity(self) -> EngineCapacity:
-        """What they can work on at once, as they have reported it."""
+        """Return what they can work on at once, as they have reported it."""
         report, stats = self._renderer.report, self._renderer.usage.stats
         songs = self._planner.report.songs if self._planner and self._planner.report else None
         lm = self._planner.usage.lm if self._planner else None

@@ -44,9 +44,8 @@ class EngineSet(Protocol):
     def renderer_usage(self) -> DeviceUsage:
         """Usage of the renderer's device."""
 
-    @property
     def capacity(self) -> EngineCapacity:
-        """What they can work on at once, as they know it now."""
+        """Return what they can work on at once, as they know it now."""
 
     def limits(self) -> Limits:
         """Return the limits of requests to this worker now. Only after ``start``."""

@@ -16,7 +16,7 @@ MAIN_REPOSITORY: Final = "ACE-Step/Ace-Step1.5"
 
 
 class ModelKind(StrEnum):
-    """What a model does in a song."""
+    """Kind of a model, by its part in a song."""
 
     DIT = "DiT"
     LM = "language model"
@@ -34,7 +34,7 @@ class PublishedModel:
 
     @property
     def prefix(self) -> str:
-        """What its files' names begin with in the repository."""
+        """Prefix of its files' names in the repository."""
         return f"{self.name}/" if self.repository == MAIN_REPOSITORY else ""
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wraps the run of one job: context, attempt, cancellation, deadline, progress, scratch folder."""
+"""Everything around the run of one job: context, attempt, cancellation, deadline, progress, scratch folder."""

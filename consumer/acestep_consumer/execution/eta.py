@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a job will take, learned from the jobs of this worker.
+"""Estimates of a job's duration, learned from the jobs of this worker.
 
 Jobs of one kind (model, steps, with or without the language model) take a fixed time and a time per second of music.
 Both follow from least squares over the jobs so far, the latest counting most: a worker that runs more jobs than
@@ -105,7 +105,7 @@ class CostModel:
 
     @property
     def seconds_per_job(self) -> float | None:
-        """What the latest jobs took on average; None before the first."""
+        """Mean seconds of the latest jobs; None before the first."""
         return fmean(self._latest_s) if self._latest_s else None
 
     @contextmanager

@@ -34,17 +34,17 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRules:
-    """Rules for every job of this worker. Values that a reload may change are functions, called once a job.
+    """Rules for every job of this worker; a reload of the settings replaces them.
 
-    ``scratch`` makes a job's folder, by its task id, and removes it. ``execution_timeout_s`` returns seconds; None: no
-    bound. ``stages`` has places for jobs in each stage.
+    ``scratch`` makes a job's folder, by its task id, and removes it. ``tier_limits`` returns the limits of requests as
+    the engines are now. ``execution_timeout_s``: None: no bound. ``stages`` has places for jobs in each stage.
     """
 
     worker_id: str
     scratch: Callable[[str], AbstractAsyncContextManager[Path]]
     tier_limits: Callable[[], Limits]
-    request_rules: Callable[[], RequestRules]
-    execution_timeout_s: Callable[[], float | None]
+    request_rules: RequestRules
+    execution_timeout_s: float | None
     stages: StageLimits = field(default_factory=StageLimits)
 
 
@@ -129,7 +129,7 @@ class JobRunner:
         For the stages that compute. Waiting for storage or the broker is not running time: an outage has a bound of
         its own, and no job fails because of one.
         """
-        return deadline(self.rules.execution_timeout_s())
+        return deadline(self.rules.execution_timeout_s)
 
     async def others_over(self, task_id: str, message: str, *, delivered: bool, with_songs: bool = False) -> bool:
         """Wait until no other worker is at a message that expired, or it has ended; a dead one is not waited for long.

@@ -145,7 +145,7 @@ class StageLimits:
 
     @property
     def wanted(self) -> int | None:
-        """How many more jobs (below zero: fewer) would be worked on; None while the engines do not tell.
+        """Number of further jobs (below zero: fewer) that would be worked on; None while the engines do not tell.
 
         What waits for a stage is too much, but for one job, which is there when a place becomes free.
         """

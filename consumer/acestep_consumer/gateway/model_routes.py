@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server is and has: ``/health``, models, statistics, and routes that make no sense over a queue."""
+"""Routes about the server: ``/health``, models, statistics, and those that make no sense over a queue."""
 
 import time
 from http import HTTPStatus

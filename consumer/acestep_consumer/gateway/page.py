@@ -79,7 +79,7 @@ class WebPage:
 
     @property
     def background(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
-        """What runs beside the server: keeps the page up to date."""
+        """Keeps the page up to date, beside the server."""
         return (
             lambda: look_up_silent_jobs(self._board, self._results),
             lambda: poll_queue_state(self._queue_state, self._board),

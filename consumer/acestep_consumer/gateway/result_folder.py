@@ -10,7 +10,7 @@ from acestep_consumer.domain.objects import join_key
 
 
 class ResultFolder:
-    """Where results are stored, ``s3://<bucket>/<prefix>/``.
+    """Address of the results, ``s3://<bucket>/<prefix>/``.
 
     Other places in the bucket stay as they are: clients named them, such as a LoRA's, and may send them again.
     """

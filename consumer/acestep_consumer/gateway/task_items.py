@@ -43,7 +43,7 @@ INPUTS: Final = frozenset({"src_audio_path", "reference_audio_path"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskView:
-    """What is known of a task.
+    """State of a task, as far as it is known.
 
     Attributes:
         task_id: its id.

@@ -41,7 +41,7 @@ log = structlog.get_logger()
 
 
 class TerminalEvents(Protocol):
-    """Where ends of jobs are stored: ``acestep_consumer.client.results.Results``."""
+    """Store of the ends of jobs: ``acestep_consumer.client.results.Results``."""
 
     async def find(self, task_id: str) -> TerminalEvent | None:
         """Return the terminal event of a job; None: it has not ended. Raises ``DownloadFailed``."""

@@ -4,7 +4,6 @@
 It comes before admission: what a song is made from, and how long it is, decides about limits.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from acestep_consumer.domain import edits
@@ -25,9 +24,9 @@ class StoredSongs:
         allowed: whether results may be inputs (``ACESTEP_INPUT_RESULTS``).
     """
 
-    def __init__(self, store: Store, allowed: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, *, allowed: bool) -> None:
         self._store = store
-        self._allowed = allowed
+        self.allowed = allowed
 
     async def resolve(self, request: Request) -> Request:
         """Return the request with what follows from the song that it names, and from its edits.
@@ -57,7 +56,7 @@ class StoredSongs:
         """Return the song that the fields ``source_task_id`` and ``source_index`` name."""
         task_id, index = asked.source_task_id or "", asked.source_index
         what = f"source_task_id = {task_id}"
-        if not self._allowed():
+        if not self.allowed:
             raise InputNotAllowed(f"{what}: results are no inputs on this worker (ACESTEP_INPUT_RESULTS=none)")
         try:
             record = await self._store.find(task_id)

@@ -16,7 +16,7 @@ class BadChoice(Exception):
 
 
 class GpuMissing(Exception):
-    """There is no such GPU; the message says which there are and what to do."""
+    """No such GPU was found; the message says which there are and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def set_up_tracing(instance_id: str, service: str = _NAME) -> None:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - as above
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - as above
     except ImportError as error:
-        log.warning("no tracing", missing=error.name, fix="pip install 'acestep-consumer[otel]'")
+        log.warning("tracing is off", missing=error.name, fix="pip install 'acestep-consumer[otel]'")
         return
     resource = Resource.create({"service.name": service, "service.instance.id": instance_id})
     try:

@@ -311,7 +311,6 @@ def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
 
 def _tracks(asked: GenerationRequest, task: Task) -> tuple[str, tuple[str, ...]]:
     """Return the tracks that are named in the prompt, and the field that names them."""
-    if asked.stems or task.name == "complete":
+    if asked.stems or task.tracks == "track_classes":
         return "track_classes", asked.track_classes
-    named = (asked.track_name,) if asked.track_name and task.name in ("extract", "lego") else ()
-    return "track_name", named
+    return "track_name", (asked.track_name,) if asked.track_name and task.tracks is not None else ()

@@ -23,7 +23,7 @@ class ScoreTableError(Exception):
 
 
 class MeasureWeight(BaseModel):
-    """What one measure costs: ``good`` and ``bad`` are in its unit, ``weight`` is the share that a bad one takes."""
+    """Cost of one measure: ``good`` and ``bad`` are in its unit, ``weight`` is the share that a bad one takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

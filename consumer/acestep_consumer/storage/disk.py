@@ -70,7 +70,7 @@ class DiskGuard:
 
     Args:
         scratch: where jobs have their folders.
-        min_gb: returns the GiB that must be free. A quarter of the disk is enough in any case.
+        min_gb: GiB that must be free; a reload may change it. A quarter of the disk is enough in any case.
         on_change: called with True when the disk becomes full, and with False when it no longer is.
         first_pause_s: pause after the first failed write, seconds.
     """
@@ -78,13 +78,13 @@ class DiskGuard:
     def __init__(
         self,
         scratch: Scratch,
-        min_gb: Callable[[], float],
+        min_gb: float,
         on_change: Callable[[bool], Awaitable[None]],
         *,
         first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self._scratch = scratch
-        self._min_gb = min_gb
+        self.min_gb = min_gb
         self._on_change = on_change
         self._first_pause_s = self._pause_s = first_pause_s
         self._paused_until = 0.0
@@ -225,7 +225,7 @@ class DiskGuard:
         await self._on_change(full)
 
     def _minimum(self, space: DiskSpace) -> int:
-        return int(min(self._min_gb() * _GIB, space.total / 4))
+        return int(min(self.min_gb * _GIB, space.total / 4))
 
     async def _may_write(self, folder: Path) -> bool:
         return time.monotonic() >= self._paused_until and await asyncio.to_thread(_can_write, folder)

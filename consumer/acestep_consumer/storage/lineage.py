@@ -39,7 +39,7 @@ class Family:
 
     @property
     def relations(self) -> list[Relation]:
-        """Who comes from whom, among these tasks."""
+        """Child and parent of each relation among these tasks."""
         return [
             Relation(child, parent)
             for child, found in self.tasks.items()

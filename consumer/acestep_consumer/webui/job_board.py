@@ -114,7 +114,7 @@ class JobBoard:
 
     @property
     def viewers(self) -> int:
-        """How many pages are connected."""
+        """Number of connected pages."""
         return len(self._feeds)
 
     def get(self, task_id: str) -> JobView | None:

@@ -107,7 +107,7 @@ _CANDIDATES: Final = TypeAdapter(Annotated[tuple[CandidateView, ...], Field(max_
 
 
 class JobView(BaseModel):
-    """What is known of one job.
+    """State of one job, as far as it is known.
 
     Attributes:
         number: counts jobs in the order in which they were first seen.

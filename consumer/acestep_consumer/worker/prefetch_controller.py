@@ -90,7 +90,7 @@ class PrefetchController:
         before = self._consumer.prefetch
         workers = self._policy.read(self._sample())
         if workers != before:
-            log.info("prefetch", workers=workers, before=before, reason=self._policy.reason)
+            log.info("prefetch changed", workers=workers, before=before, reason=self._policy.reason)
             await self._consumer.set_prefetch(workers)
             await self._on_change()
 

@@ -89,7 +89,7 @@ class ThroughputSample:
 
     @property
     def seconds(self) -> float:
-        """How long it has gone on."""
+        """Seconds that it has gone on."""
         return self._last.now_s - self._first.now_s if self._first and self._last else 0.0
 
     @property

@@ -101,11 +101,6 @@ def test_the_events_of_the_readme_have_the_ids_that_a_worker_gives_them() -> Non
     assert rejected.id == unfinished_event(rejected.data).id
 
 
-def test_the_readme_says_how_much_it_leaves_out_of_the_request() -> None:
-    shown = len(EVENTS["completed"]["data"]["request"])
-    assert f"{shown} of the request's {len(GenerationRequest().model_dump())}" in text_of(README)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_json_block_is_json(page: Path) -> None:
     json_blocks(page)

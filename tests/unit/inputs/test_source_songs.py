@@ -46,7 +46,7 @@ async def store(tmp_path: Path) -> FakeStore:
 
 
 async def test_a_song_is_found_with_its_latents_and_named_as_parent(store: FakeStore) -> None:
-    found = await StoredSongs(store, lambda: True).resolve(request(source_task_id="first"))
+    found = await StoredSongs(store, allowed=True).resolve(request(source_task_id="first"))
     assert found.source is not None
     assert (found.source.uri, found.source.latents) == (
         "s3://acestep/jobs/first/0.wav",
@@ -73,13 +73,13 @@ async def test_a_song_that_is_not_there_is_an_error_that_says_why(
     fields: dict[str, Any], kind: type[Exception], code: str, text: str, store: FakeStore
 ) -> None:
     with pytest.raises(kind, match=text) as error:
-        await StoredSongs(store, lambda: True).resolve(request(**fields))
+        await StoredSongs(store, allowed=True).resolve(request(**fields))
     assert getattr(error.value, "code", None) == ErrorCode(code)
 
 
 async def test_results_are_no_sources_where_they_are_no_inputs(store: FakeStore) -> None:
     with pytest.raises(InputNotAllowed, match="ACESTEP_INPUT_RESULTS=none"):
-        await StoredSongs(store, lambda: False).resolve(request(source_task_id="first"))
+        await StoredSongs(store, allowed=False).resolve(request(source_task_id="first"))
 
 
 async def test_latents_are_stored_beside_the_song_under_its_index(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
         changes.append(full)
 
     place = FakeScratch(tmp_path)
-    made = Scenario(DiskGuard(place, lambda: 1.0, on_change, first_pause_s=0.1), changes, place)
+    made = Scenario(DiskGuard(place, 1.0, on_change, first_pause_s=0.1), changes, place)
     monkeypatch.setattr(DiskSpace, "of", lambda _: made.space[0])
     return made
 

@@ -147,7 +147,7 @@ async def _objects(inspection: BrokerInspection, all_settings: Settings) -> Asyn
 
 @dataclass(frozen=True, slots=True)
 class TierQueueDifference:
-    """How a tier's queue was declared otherwise than the settings ask for.
+    """Differences between a tier's queue as it was declared and as the settings ask for it.
 
     ``limit``: its own limit, None where it has none; ``other``: the broker's texts about other arguments.
     """

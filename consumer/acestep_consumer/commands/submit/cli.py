@@ -328,7 +328,7 @@ def submit(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodySources:
-    """Where a request comes from, besides the flags of single fields."""
+    """Sources of a request besides the flags of single fields."""
 
     file: Path | None
     form: bool

@@ -44,7 +44,7 @@ class TopOptions:
 
 
 class NoWorker(Exception):
-    """There is no worker at that address; the message says why and what to do."""
+    """No worker answers at that address; the message says why and what to do."""
 
 
 def address_of(worker: WorkerSettings) -> str:

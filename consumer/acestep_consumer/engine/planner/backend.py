@@ -87,7 +87,7 @@ class Backend(Protocol):
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for memory or for a row of the batch."""
+        """Number of sequences that wait for memory or for a row of the batch."""
 
     def add(self, sequence_id: int, generation: Generation) -> None:
         """Add a sequence; it joins the batch at the next step, or once there is memory for it, by its rank."""

@@ -38,12 +38,12 @@ class EngineLoop:
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for the backend's memory."""
+        """Number of sequences that wait for the backend's memory."""
         return self._backend.waiting
 
     @property
     def running(self) -> int:
-        """How many sequences are in the batch."""
+        """Number of sequences in the batch."""
         return len(self._open) - self.waiting
 
     async def generate(

@@ -75,7 +75,7 @@ class OffloadedBackend:
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for memory."""
+        """Number of sequences that wait for memory."""
         return 0 if self._backend is None else self._backend.waiting
 
     def add(self, sequence_id: int, generation: Generation) -> None:

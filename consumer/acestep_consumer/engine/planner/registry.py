@@ -27,7 +27,7 @@ HUB: Final = MappingProxyType(
 
 
 class LmNotFound(Exception):
-    """There is no language model of that name; the message says where it was looked for and what to do."""
+    """No language model of that name was found; the message says where it was looked for and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
 
 
 class _CachePosition:
-    """Where this pass reads and writes; shared by all layers."""
+    """Position at which this pass reads and writes; shared by all layers."""
 
     rows = 0
     width = 0

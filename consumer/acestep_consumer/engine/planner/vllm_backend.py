@@ -52,7 +52,7 @@ class VllmBackend:
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for memory or for a row of the batch."""
+        """Number of sequences that wait for memory or for a row of the batch."""
         return len(self._waiting)
 
     def add(self, sequence_id: int, generation: Generation) -> None:

@@ -73,7 +73,7 @@ class PlacedLatents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentSpace:
-    """What latents belong to.
+    """VAE, channels and rate that latents belong to.
 
     Attributes:
         vae: fingerprint of the VAE.

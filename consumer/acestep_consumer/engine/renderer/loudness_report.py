@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the event says of songs that are not as loud as their request asked for."""
+"""Warnings about songs that are not as loud as their request asked for."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final

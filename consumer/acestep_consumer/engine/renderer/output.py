@@ -17,7 +17,7 @@ _SILENCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class OutputRules:
-    """What is done to a song's samples.
+    """Rules for a song's samples: level, fades.
 
     Attributes:
         peak: what the peak is scaled to, 1 is full scale; None: no scaling.

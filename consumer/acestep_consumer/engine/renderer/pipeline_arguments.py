@@ -128,9 +128,8 @@ class PipelineArguments:
 
     @property
     def model_task(self) -> TaskType:
-        """The task as the model knows it: a song from audio codes is a cover."""
-        codes = self.audio_codes and self.task_type == "text2music"
-        return "cover" if codes or self.task_type == "cover-nofsq" else self.task_type
+        """The task as the model knows it."""
+        return TASKS[self.task_type].model_task(from_codes=bool(self.audio_codes))
 
     def kept_samples(self, sample_rate: int) -> KeptSamples | None:
         """Return the samples of the source that the song keeps outside its window; None: it keeps none."""
@@ -288,24 +287,25 @@ class _MaterialBuilder:
         kept = int(self._within_limit(len(songs[0]) / CODES_PER_SECOND, "the audio codes") * CODES_PER_SECOND)
         self._note_length(kept / CODES_PER_SECOND, "the audio codes")
         return _Material(
-            audio_duration=self._named if self._request.task_type in ("text2music", "complete") else None,
+            audio_duration=self._named if TASKS[self._request.task_type].names_length else None,
             audio_codes=tuple(codes[:kept] for codes in songs),
         )
 
     def _from_audio(self) -> _Material:
         if not reads_source(self.job, self.plan):
             if self._request.src_audio_path:
-                self.warnings.append("src_audio_path was not used: text2music has no source")
+                self.warnings.append(f"src_audio_path was not used: {self._request.task_type} has no source")
             return _Material(audio_duration=self._duration())
         if self.inputs.source is None:
             raise RenderFailed(f"task_type {self._request.task_type} needs source audio")
-        if TASKS[self._request.task_type].has_window:
+        task = TASKS[self._request.task_type]
+        if task.has_window:
             return self._windowed(self.inputs.source)
         seconds = self._within_limit(self.inputs.source.shape[-1] / self.model.sample_rate, "the source audio")
         self._note_length(seconds, "the source audio")
         return _Material(
             # As in ACE-Step, its text names the planned length, while the song is as long as the source.
-            audio_duration=self._named if self._request.task_type == "complete" else None,
+            audio_duration=self._named if task.names_length and task.reads_source else None,
             src_audio=self.inputs.source[:, : round(seconds * self.model.sample_rate)],
             src_latents=self._placed(0.0, seconds),
         )
@@ -407,14 +407,13 @@ class _MaterialBuilder:
 
 def _covers(job: Job, plan: Plan) -> bool:
     """Whether the model does a cover; text2music from audio codes is one."""
-    task = job.request.task_type
-    return task in ("cover", "cover-nofsq") or (task == "text2music" and bool(codes_of(job, plan)))
+    return TASKS[job.request.task_type].model_task(from_codes=bool(codes_of(job, plan))) == "cover"
 
 
 def _has_source(job: Job, plan: Plan) -> bool:
     """Whether the strengths of a source count. A song from text alone has none, a flow edit takes its source whole."""
     asked = job.request
-    return not asked.flow_edit_morph and (asked.task_type != "text2music" or bool(codes_of(job, plan)))
+    return not asked.flow_edit_morph and (TASKS[asked.task_type].reads_source or bool(codes_of(job, plan)))
 
 
 def sings(lyrics: str) -> bool:
@@ -525,7 +524,7 @@ def _without_lyrics(asked: GenerationRequest, lyrics: str) -> Iterator[str]:
 
 
 def _source_without_effect(asked: GenerationRequest, model: LoadedModel, *, covers: bool) -> Iterator[str]:
-    if asked.task_type == "text2music" and (asked.flow_edit_morph or not covers):
+    if not TASKS[asked.task_type].reads_source and (asked.flow_edit_morph or not covers):
         instead = "a flow edit takes its source whole" if asked.flow_edit_morph else "the song is made from text alone"
         for name in ("audio_cover_strength", "cover_noise_strength"):
             if _is_given(asked, name):

@@ -56,7 +56,7 @@ class PreparedRequest:
 
     @property
     def alignment(self) -> AlignmentRequest | None:
-        """What each song is aligned with; None: nothing."""
+        """Lyrics that each song is aligned with, and the flow time; None: none."""
         if self.lyrics is None:
             return None
         return AlignmentRequest(self.lyrics, 1.0 / self.arguments.num_inference_steps)

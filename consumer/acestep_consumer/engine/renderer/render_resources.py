@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all jobs of a renderer share: the scheduler of the device, decoders of inputs, encoders of songs."""
+"""Resources that all jobs of a renderer share: the scheduler of the device, decoders of inputs, encoders of songs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

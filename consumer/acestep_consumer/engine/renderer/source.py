@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from acestep_consumer.domain.tasks import TASKS, ShownSource
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.denoising.pack import on_device
 from acestep_consumer.engine.renderer.latents import PlacedLatents
@@ -78,14 +79,16 @@ class SourceEncoder:
         """Return what the model sees of the source audio, [songs, frames, channels]."""
         if arguments.src_audio is None or arguments.audio_codes:
             return source
-        if arguments.task_type == "text2music":  # a flow edit: its source is not shown
-            return self._silence(source.shape[1]).expand_as(source)
-        if arguments.task_type == "cover":
-            return self._tokenized(source)
-        if arguments.task_type == "repaint":
-            inside = window.mask(source.device).bool()[:, None]
-            return torch.where(inside, self._silence(source.shape[1]), source)
-        return source
+        match TASKS[arguments.task_type].shown:
+            case ShownSource.NOTHING:
+                return self._silence(source.shape[1]).expand_as(source)
+            case ShownSource.CODES:
+                return self._tokenized(source)
+            case ShownSource.OUTSIDE_WINDOW:
+                inside = window.mask(source.device).bool()[:, None]
+                return torch.where(inside, self._silence(source.shape[1]), source)
+            case ShownSource.WHOLE:
+                return source
 
     def _encoded(self, audio: torch.Tensor) -> torch.Tensor:
         """Return latents of the source audio, one for all songs or one for each: [songs, frames, channels]."""

@@ -17,7 +17,7 @@ _LATENT_FRAMES, _SAMPLES_S = 25, 0.05  # cross-fades where all is kept
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepRules:
-    """How the source around a window is kept.
+    """Rules that keep the source around a window.
 
     Attributes:
         ratio: part of the denoising steps after which the latents outside are reset to the noised source.

@@ -179,7 +179,7 @@ def sha256_of(body: bytes | FilePart) -> str:
 
 @dataclass(frozen=True, slots=True)
 class S3Payload:
-    """What a request sends. ``sha256`` is hexadecimal; it is part of the signature, and most stores check it."""
+    """Body of a request. ``sha256`` is hexadecimal; it is part of the signature, and most stores check it."""
 
     body: bytes | FilePart = b""
     sha256: str = _NO_BYTES
@@ -225,7 +225,7 @@ class _Body(aiohttp.Payload):
 
 @dataclass(frozen=True, slots=True)
 class S3Response:
-    """What S3 answered."""
+    """Response of S3."""
 
     status: int
     headers: Mapping[str, str]

@@ -28,7 +28,7 @@ _COMPILING_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a kernel cuts its work.
+    """Tile sizes of a kernel.
 
     A program computes ``rows`` × ``columns``, sums ``depth`` at a time and loads ``stages`` of them ahead, by ``warps``
     of at most ``registers`` each. ``tma``: with Hopper's copy engine.
@@ -67,7 +67,7 @@ class _Taps:
 
 @dataclass(frozen=True, slots=True)
 class _Pointwise:
-    """What is between a dilated convolution and the end of its residual unit: its bias, a snake, a 1×1 convolution."""
+    """Layers between a dilated convolution and the end of its residual unit: bias, snake, 1×1 convolution."""
 
     bias: torch.Tensor
     snake: _Snake
@@ -76,7 +76,7 @@ class _Pointwise:
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """What is done with the result of a kernel.
+    """Last steps on the result of a kernel.
 
     ``adds``: the residual is added. ``keeps``: it is the residual of what follows. ``snake``: what comes next.
     ``projection``, [columns, outputs]: what comes next is this matrix.
@@ -90,7 +90,7 @@ class _Ending:
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """Where a kernel reads the residual and writes its results; None: it does not."""
+    """Tensors in which a kernel reads the residual and writes its results; None: it does not."""
 
     residual: torch.Tensor | None
     raw: torch.Tensor | None

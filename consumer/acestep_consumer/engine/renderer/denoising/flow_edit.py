@@ -17,7 +17,7 @@ from acestep_consumer.engine.renderer.denoising.packed_dit import Branch, Condit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowEditRequest:
-    """What a request asks of a flow edit: the source's texts, the part of the steps, and noises a step."""
+    """Parameters of a flow edit: the source's texts, the part of the steps, and noises a step."""
 
     caption: str
     lyrics: str

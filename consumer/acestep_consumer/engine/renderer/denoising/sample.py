@@ -25,7 +25,7 @@ from acestep_consumer.engine.renderer.window import KeptLatents
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerOptions:
-    """How a song is sampled.
+    """Options of a song's sampler.
 
     Attributes:
         method: ``ode`` is deterministic, ``sde`` adds noise at each step.

@@ -79,7 +79,7 @@ from acestep_consumer.storage.s3.client import S3Response
 from tests.support.broker import broker_settings
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-GOLDEN = Path(__file__).parents[2] / "golden/checkpoints"
+GOLDEN = Path(__file__).parents[3] / "golden/checkpoints"
 NO_HUB: dict[str, str] = {"HF_HUB_CACHE": "/nowhere"}
 
 

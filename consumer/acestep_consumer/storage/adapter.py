@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses the adapter of ``ports.Objects``. Another storage is a folder beside ``s3``, chosen here."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+from acestep_consumer.domain.ports import Objects
+
+if TYPE_CHECKING:
+    from acestep_consumer.config.settings import StorageSettings
+
+
+def open_objects(settings: "StorageSettings", *, retry_s: float) -> AbstractAsyncContextManager[Objects]:
+    """Return the object storage of ``settings``; ``retry_s``: how long one that does not answer is asked again."""
+    from acestep_consumer.storage.s3.objects import S3Objects  # noqa: PLC0415 - boto3: half a second, and no producer needs it
+
+    return S3Objects(settings, retry_s=retry_s)
