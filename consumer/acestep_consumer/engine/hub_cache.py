@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where models lie: their folders, and the cache of the Hugging Face client, without importing the client."""
+"""Places of models: their folders, and the cache of the Hugging Face client, without importing the client."""
 
 import os
 import re
