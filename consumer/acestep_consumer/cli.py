@@ -192,7 +192,7 @@ def download(
 
     Songs become `TASK_ID-0.mp3` and so on; lyrics with times lie beside them, `.lrc` and `.vtt`. Prints the songs'
     paths. Each file appears whole and with the SHA-256 of its event, or not at all: what is there already and right is
-    left alone, and an interrupted download is resumed by the same command. The settings of storage apply
+    left alone, and the same command resumes a download that failed. The settings of storage apply
     (`ACESTEP_S3_…`); neither broker nor worker is needed.
 
     - `download first-take` – into this folder

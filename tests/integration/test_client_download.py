@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads from a store that misbehaves: what arrives is whole and right, or nothing is kept."""
 
+import asyncio
 import hashlib
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
 from acestep_schemas import examples
 from acestep_schemas.events import Completed, FileObject, SongFiles
 from tests.support.fake_store import FakeObjects
+from tests.support.waiting import eventually
 
 SONG = os.urandom(3 << 20)
 ID = examples.TASK_ID
@@ -225,6 +228,63 @@ async def test_a_store_that_stays_away_is_given_up_and_the_beginning_stays(store
         await fetch(store, tmp_path)
     assert 0 < part(tmp_path).stat().st_size <= len(SONG) // 2
     assert (await fetch(store, tmp_path)).read_bytes() == SONG
+
+
+async def test_two_downloads_into_one_folder_at_once_do_not_write_into_each_others_file(
+    store: Store, tmp_path: Path
+) -> None:
+    both = asyncio.Barrier(2)
+
+    async def waits_for_the_other(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(SONG))})
+        await response.prepare(request)
+        await response.write(SONG[: len(SONG) // 2])
+        await both.wait()
+        await response.write(SONG[len(SONG) // 2 :])
+        return response
+
+    store.faults = [waits_for_the_other] * 2
+    part(tmp_path).write_bytes(b"")  # only one of them may go on with it
+    paths = await asyncio.gather(fetch(store, tmp_path), fetch(store, tmp_path))
+    assert [path.read_bytes() for path in paths] == [SONG, SONG]
+    assert store.ranges == [None, None]
+    assert files(tmp_path) == [tmp_path / f"{ID}-0.wav"]
+
+
+async def test_a_download_that_is_cancelled_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    async def stands_still(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(SONG))})
+        await response.prepare(request)
+        await response.write(SONG[: len(SONG) // 2])
+        begun.set()
+        await asyncio.Event().wait()
+        return response
+
+    store.faults = [stands_still]
+    task = asyncio.create_task(fetch(store, tmp_path))
+    await begun.wait()
+    await eventually(lambda: any(path.stat().st_size for path in files(tmp_path)))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert files(tmp_path) == []
+
+
+async def test_a_storage_that_says_nothing_is_given_up_as_soon_as_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        results = Results(StorageSettings(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}"), retry_s=0.5)
+        try:
+            async with asyncio.timeout(20):  # it was a minute, whatever the limit
+                with pytest.raises(DownloadFailed, match="gave up"):
+                    await results.find(ID)
+        finally:
+            await results.close()
 
 
 @pytest.mark.parametrize("uri", ["s3://b/..", "s3://b/x\ny", "s3://b/" + "x" * 300])

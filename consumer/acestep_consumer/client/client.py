@@ -272,8 +272,8 @@ class Client:
     async def result(self, event_or_id: TerminalEvent | str, folder: Path | str) -> tuple[Path, ...]:
         """Download a job's songs to ``folder`` and verify size and SHA-256. Returns the files, in the songs' order.
 
-        Files appear whole or not at all. Those that are there already are left alone, and an interrupted download is
-        resumed.
+        Files appear whole or not at all. Those that are there already are left alone, and a download that failed is
+        resumed; one that was cancelled begins again.
 
         Args:
             event_or_id: the terminal event, or the id of a job (this waits for its end).

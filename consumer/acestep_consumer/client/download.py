@@ -7,8 +7,10 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
+from uuid import uuid4
 
 import aiohttp
 
@@ -25,6 +27,7 @@ TRIES: Final = 5
 CONCURRENT_SONGS: Final = 4
 
 _CHUNK_BYTES: Final = 1 << 20
+_OWN_DIGITS: Final = 8
 _OK, _PARTIAL, _FORBIDDEN, _NOT_FOUND, _UNSATISFIABLE = 200, 206, 403, 404, 416
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
 _log: Final = logging.getLogger("acestep_consumer.client")
@@ -38,7 +41,8 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
     """Write the songs of a job to ``folder`` (created when missing) as ``<task id>-<index>.<ending>``.
 
     Lyrics with times are written beside them, ``.lrc`` and ``.vtt``. Returns the songs' paths. A file that exists
-    already and is right is left alone. An interrupted download of an earlier call is resumed.
+    already and is right is left alone. A call that fails leaves what it has of a file for the next one, which resumes
+    it; one that is cancelled leaves nothing.
 
     Args:
         job: names the songs, with sizes and digests.
@@ -56,19 +60,26 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
     connector = aiohttp.TCPConnector(ssl=authorities(os.environ.get("AWS_CA_BUNDLE")))
     async with open_session(connector, trust_env=True) as session:
 
-        async def fetch(file: Audio | FileObject, path: Path) -> None:
+        async def fetch(one: _Download) -> None:
             async with slots:
-                await _Download(session, file, path, results).run()
+                await one.run()
 
         songs = tuple(zip(job.audios, paths, strict=True))
         files: list[tuple[Audio | FileObject, Path]] = [*songs, *_lyric_files(songs)]
-        tasks = [asyncio.ensure_future(fetch(*file)) for file in files]
+        downloads = [_Download(session, file, path, results) for file, path in files]
+        tasks = [asyncio.ensure_future(fetch(each)) for each in downloads]
+        end = _Download.keep
         try:
             await asyncio.gather(*tasks)
-        finally:  # the first failure ends the others; their parts stay for the next call
+        except asyncio.CancelledError:
+            end = _Download.discard
+            raise
+        finally:  # the first failure ends the others
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for each in downloads:
+                end(each)
     return tuple(paths)
 
 
@@ -80,7 +91,11 @@ def _lyric_files(songs: Iterable[tuple[Audio, Path]]) -> Iterator[tuple[FileObje
 
 
 class _Download:
-    """The download of one file to ``<name>.part``, which is renamed when size and SHA-256 are right."""
+    """The download of one file to a temporary one of its own, which is renamed when size and SHA-256 are right.
+
+    ``<name>.part`` is what a call that failed has left. Whoever renames it first resumes it: two programs that fetch
+    the same song into the same folder never write one file.
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, file: Audio | FileObject, path: Path, results: Results | None
@@ -88,12 +103,15 @@ class _Download:
         self._session = session
         self._file = file
         self._path = path
-        self._part = path.with_name(path.name + ".part")
+        self._left = path.with_name(path.name + ".part")
+        self._part = path.with_name(f"{path.name}.{uuid4().hex[:_OWN_DIGITS]}.part")
         self._results = results
 
     async def run(self) -> None:
         if await asyncio.to_thread(self._is_right, self._path):
             return
+        with suppress(FileNotFoundError):
+            await asyncio.to_thread(os.replace, self._left, self._part)
         resumed = await asyncio.to_thread(self._have) > 0
         await self._fill()
         if not await asyncio.to_thread(self._is_right, self._part) and resumed:
@@ -107,6 +125,15 @@ class _Download:
                 "storage is broken; nothing was kept"
             )
         await asyncio.to_thread(os.replace, self._part, self._path)
+
+    def keep(self) -> None:
+        """Leave what there is for the next call."""
+        with suppress(FileNotFoundError):
+            self._part.replace(self._left)
+
+    def discard(self) -> None:
+        """Leave nothing."""
+        self._part.unlink(missing_ok=True)
 
     async def _fill(self) -> None:
         """Fetch the missing bytes of the part file."""

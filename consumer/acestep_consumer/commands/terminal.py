@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Terminal output: displays that update in place, and numbers with units."""
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Draw = Callable[[RenderableType], None]
+
+BROKER: Final = "the broker (ACESTEP_AMQP_URL)"
+STORAGE: Final = "the storage (ACESTEP_S3_ENDPOINT)"
+_SAID_AFTER_S: Final = 1.0
+
+
+@contextmanager
+def waiting_for(what: str, note: Console) -> "Iterator[Callable[[], None]]":
+    """Print what is being waited for, if it takes longer than a second; the function says that the wait is over."""
+    text = f"waiting for {what} …"
+    show = partial(note.print, text, style="dim", markup=False, soft_wrap=True)
+    timer = asyncio.get_running_loop().call_later(_SAID_AFTER_S, show)
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
 
 
 def live_display(console: Console) -> AbstractContextManager[Draw]:

@@ -5,8 +5,8 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +18,7 @@ from acestep_consumer.broker.errors import BrokerError, Nacked, Unroutable, desc
 from acestep_consumer.commands.base import print_error
 from acestep_consumer.commands.dead import view
 from acestep_consumer.commands.dead.view import DeadLetterRow
-from acestep_consumer.commands.terminal import plural, silence_amqp_libraries
+from acestep_consumer.commands.terminal import BROKER, plural, silence_amqp_libraries, waiting_for
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, Settings
 from acestep_schemas.events import ErrorCode
@@ -113,7 +113,7 @@ def _run(command: Coroutine[Any, Any, Exit], note: Console) -> Exit:
 
 async def _list(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, limit: int, *, as_json: bool) -> Exit:
     out, shown, more = Console(highlight=False), 0, False
-    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note) as (queue, matching):
         async for _, row in matching:
             if more := shown == limit:
                 break
@@ -130,7 +130,7 @@ async def _list(broker: BrokerSettings, choice: DeadLetterFilter, note: Console,
 
 async def _show(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     found = 0
-    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note) as (_, matching):
         async for message, _ in matching:
             found += 1
             whole = view.in_full(message)
@@ -140,7 +140,7 @@ async def _show(broker: BrokerSettings, choice: DeadLetterFilter, note: Console,
 
 async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     done = 0
-    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note) as (queue, matching):
         async for message, row in matching:
             try:
                 await queue.requeue(message)
@@ -162,7 +162,7 @@ async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Conso
 
 
 async def _count(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, counted: _Counts) -> Exit:
-    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note) as (queue, matching):
         async for _ in matching:
             counted.matching += 1
         counted.seen = queue.count
@@ -173,7 +173,7 @@ async def _purge(
     broker: BrokerSettings, choice: DeadLetterFilter, note: Console, first: int | None, *, as_json: bool
 ) -> Exit:
     done = 0
-    async with DeadLetterQueue(broker, at_most=first) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note, at_most=first) as (queue, matching):
         async for message, row in matching:
             await queue.remove(message)
             done += 1
@@ -183,9 +183,18 @@ async def _purge(
     return Exit.DONE if done else _none(choice, note)
 
 
+@asynccontextmanager
 async def _matching(
-    queue: DeadLetterQueue, choice: DeadLetterFilter
-) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
+    broker: BrokerSettings, choice: DeadLetterFilter, note: Console, at_most: int | None = None
+) -> AsyncIterator[tuple[DeadLetterQueue, AsyncIterator[tuple[DeadLetter, DeadLetterRow]]]]:
+    """Open the queue, and iterate over the dead letters in it that the filter selects."""
+    with waiting_for(BROKER, note) as connected:
+        async with DeadLetterQueue(broker, at_most=at_most) as queue, aclosing(_select(queue, choice)) as matching:
+            connected()
+            yield queue, matching
+
+
+async def _select(queue: DeadLetterQueue, choice: DeadLetterFilter) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
     async with aclosing(queue.messages()) as letters:
         async for message in letters:
             row = DeadLetterRow.of(message)

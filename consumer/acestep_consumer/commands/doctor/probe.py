@@ -34,7 +34,12 @@ class Probe:
     fix: str | None = None
 
 
-async def run(probes: Sequence[Probe], timeout_s: float, slow_s: float = SLOW_S) -> tuple[Finding, ...]:
+async def run(
+    probes: Sequence[Probe],
+    timeout_s: float,
+    slow_s: float = SLOW_S,
+    on_slow: Callable[[str], None] = lambda _: None,
+) -> tuple[Finding, ...]:
     """Run all probes concurrently and return their findings in the order of the probes.
 
     They are started from the last to the first: those at the end start processes, which then run while the first ones
@@ -44,9 +49,14 @@ async def run(probes: Sequence[Probe], timeout_s: float, slow_s: float = SLOW_S)
         probes: in the order of the report.
         timeout_s: seconds that each may take.
         slow_s: seconds from which on an answer is reported as slow.
+        on_slow: called after ``slow_s``, with the names of the probes that have not answered by then, if there are any.
     """
-    tasks = [asyncio.create_task(_timed(probe, timeout_s)) for probe in reversed(probes)]
-    results = list(reversed(await asyncio.gather(*tasks)))
+    tasks = [asyncio.create_task(_timed(probe, timeout_s), name=probe.check) for probe in reversed(probes)]
+    answered = asyncio.gather(*tasks)
+    _, late = await asyncio.wait(tasks, timeout=slow_s)
+    if late:
+        on_slow(", ".join(task.get_name() for task in reversed(tasks) if task in late))
+    results = list(reversed(await answered))
     found = [finding for findings, _ in results for finding in findings]
     slow = [
         f"{probe.check} ({took_s:.0f} s)"
