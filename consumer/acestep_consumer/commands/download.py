@@ -9,7 +9,6 @@ from typing import Final, TypeGuard
 
 from rich.console import Console
 
-import acestep_consumer.storage.s3.objects  # noqa: F401 - boto3 takes a second to import: before a wait is timed
 from acestep_consumer.client.download import download as fetch
 from acestep_consumer.client.errors import DownloadFailed, no_songs
 from acestep_consumer.client.results import Results

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-import acestep_consumer.storage.s3.objects  # noqa: F401 - boto3 takes a second to import: before a wait is timed
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.commands.base import print_error, print_warning

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
@@ -22,18 +21,36 @@ Draw = Callable[[RenderableType], None]
 BROKER: Final = "the broker (ACESTEP_AMQP_URL)"
 STORAGE: Final = "the storage (ACESTEP_S3_ENDPOINT)"
 _SAID_AFTER_S: Final = 1.0
+_LATE_S: Final = 0.1
 
 
 @contextmanager
 def waiting_for(what: str, note: Console) -> "Iterator[Callable[[], None]]":
-    """Print what is being waited for, if it takes longer than a second; the function says that the wait is over."""
-    text = f"waiting for {what} …"
-    show = partial(note.print, text, style="dim", markup=False, soft_wrap=True)
-    timer = asyncio.get_running_loop().call_later(_SAID_AFTER_S, show)
+    """Print what is being waited for, if it takes longer than a second; the function says that the wait is over.
+
+    Time in which this program itself was busy, with imports, does not count.
+    """
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def wait() -> None:
+        due_s = loop.time() + _SAID_AFTER_S
+        timers[:] = [loop.call_at(due_s, show, due_s)]
+
+    def show(due_s: float) -> None:
+        if loop.time() > due_s + _LATE_S:
+            wait()
+        else:
+            note.print(f"waiting for {what} …", style="dim", markup=False, soft_wrap=True)
+
+    def end() -> None:
+        timers[0].cancel()
+
+    wait()
     try:
-        yield timer.cancel
+        yield end
     finally:
-        timer.cancel()
+        end()
 
 
 def live_display(console: Console) -> AbstractContextManager[Draw]:
