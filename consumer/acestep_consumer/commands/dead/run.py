@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists, shows, requeues and purges the messages of the dead-letter queue."""
 
-import asyncio
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from acestep_consumer.broker.dead_letter_queue import DeadLetter, DeadLetterQueue
 from acestep_consumer.broker.errors import BrokerError, Nacked, Unroutable, describe
-from acestep_consumer.commands.base import print_error
+from acestep_consumer.commands.base import print_error, run_to_end
 from acestep_consumer.commands.dead import view
 from acestep_consumer.commands.dead.view import DeadLetterRow
 from acestep_consumer.commands.terminal import BROKER, plural, silence_amqp_libraries, waiting_for
@@ -105,7 +104,7 @@ def _run(command: Coroutine[Any, Any, Exit], note: Console) -> Exit:
     """Run a coroutine; prints an error of the broker and returns the exit code."""
     silence_amqp_libraries()
     try:
-        return asyncio.run(command)
+        return run_to_end(command)
     except BrokerError as error:
         print_error(describe(error), note)
         return Exit.UNREACHABLE

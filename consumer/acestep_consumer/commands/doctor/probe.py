@@ -49,14 +49,18 @@ async def run(
         probes: in the order of the report.
         timeout_s: seconds that each may take.
         slow_s: seconds from which on an answer is reported as slow.
-        on_slow: called after ``slow_s``, with the names of the probes that have not answered by then, if there are any.
+        on_slow: called after ``slow_s`` with the names of the probes that have not answered by then, unless all have.
     """
     tasks = [asyncio.create_task(_timed(probe, timeout_s), name=probe.check) for probe in reversed(probes)]
-    answered = asyncio.gather(*tasks)
-    _, late = await asyncio.wait(tasks, timeout=slow_s)
-    if late:
-        on_slow(", ".join(task.get_name() for task in reversed(tasks) if task in late))
-    results = list(reversed(await answered))
+
+    def report_slow() -> None:
+        on_slow(", ".join(task.get_name() for task in reversed(tasks) if not task.done()))
+
+    timer = asyncio.get_running_loop().call_later(slow_s, report_slow)
+    try:
+        results = list(reversed(await asyncio.gather(*tasks)))
+    finally:
+        timer.cancel()
     found = [finding for findings, _ in results for finding in findings]
     slow = [
         f"{probe.check} ({took_s:.0f} s)"
