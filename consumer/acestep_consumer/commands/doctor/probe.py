@@ -61,6 +61,7 @@ async def run(
         results = list(reversed(await asyncio.gather(*tasks)))
     finally:
         timer.cancel()
+        await asyncio.wait(tasks)  # of those that are cancelled, `gather` waits for the first one only
     found = [finding for findings, _ in results for finding in findings]
     slow = [
         f"{probe.check} ({took_s:.0f} s)"
