@@ -117,6 +117,8 @@ _NO_S3 = {
     "ClientConnectorError": "no connection; check ACESTEP_S3_ENDPOINT",
     "ClientConnectorDNSError": "unknown host; check ACESTEP_S3_ENDPOINT",
     "ClientConnectorSSLError": "does the endpoint speak TLS? if not, begin ACESTEP_S3_ENDPOINT with http://",
+    "ConnectionTimeoutError": "no connection in time; check ACESTEP_S3_ENDPOINT",
+    "SocketTimeoutError": "no answer in time; check ACESTEP_S3_ENDPOINT",
     "ClientResponseError": "no HTTP; check the port in ACESTEP_S3_ENDPOINT",
 }
 
