@@ -113,3 +113,27 @@ async def test_a_command_says_what_it_waits_for(arguments: list[str], said: str)
             process.kill()
             await process.wait()
         silent.close()
+
+
+async def test_status_does_not_name_the_broker_alone_where_its_management_api_may_be_what_is_silent(
+    service_environment: dict[str, str],
+) -> None:
+    async with BrokerConnection(broker_settings(service_environment["ACESTEP_AMQP_URL"]), "topology"):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            "status",
+            env=clean_environment(service_environment | {"ACESTEP_MANAGEMENT_URL": url}),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        try:
+            await wait_for(process.stderr, "or ACESTEP_MANAGEMENT_URL")
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()

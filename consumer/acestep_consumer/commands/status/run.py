@@ -50,7 +50,8 @@ async def status(settings: Settings, options: StatusOptions, note: Console) -> E
     """Print the status, once or until Ctrl-C."""
     silence_client()
     try:
-        with waiting_for(BROKER, note) as answered:
+        asked = BROKER if settings.broker.management_url is None else f"{BROKER}, or ACESTEP_MANAGEMENT_URL"
+        with waiting_for(asked, note) as answered:
             async with _probe(settings.broker, tier_names(settings)) as probe:
                 answered()
                 if options.sample_s and not options.as_json:
