@@ -64,6 +64,7 @@ _JAPANESE_EXIT_CODES = (
     "`doctor` がワーカーを起動できない問題を、または `models verify` が壊れたファイルを見つけた",
     "想定外のエラー。おそらくバグで、`ACESTEP_LOG_LEVEL=debug` で発生箇所が出る",
     "Ctrl-C で中断された",
+    "出力を読むプログラム (`head` など) が終了した",
 )
 
 

@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,13 @@ from acestep_consumer.commands.base import (
     check_task_id,
     escape_unencodable,
     exit_after,
+    is_output_unwritable,
     load_settings,
     note,
+    open_missing_streams,
     overrides,
     print_error,
+    print_output_unwritable,
     print_usage_error,
     print_version,
 )
@@ -52,19 +56,28 @@ def main() -> None:
 
     Raises unexpected errors with ``ACESTEP_LOG_LEVEL=debug``.
     """
+    open_missing_streams()
     escape_unencodable()
     try:
         # The name is fixed, because completion cannot call `python -m acestep_consumer` by that.
         code = app(prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
     except UsageError as error:
         code = print_usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
+    except SystemExit as end:
+        # Typer and Rich end the program with 1 where nobody reads its output.
+        code = Exit.READER_GONE if end.code == 1 else end.code
     except Exception as error:
+        if is_output_unwritable(error):
+            raise SystemExit(print_output_unwritable(error)) from error
         if os.environ.get("ACESTEP_LOG_LEVEL") == "debug":
             raise
         print_error(unexpected(error))
         code = Exit.UNEXPECTED
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the interpreter's end
     raise SystemExit(code)
 
 

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads from a store that misbehaves: what arrives is whole and right, or nothing is kept."""
 
+import asyncio
+import errno
+import fcntl
 import hashlib
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from acestep_consumer.client import download as download_module
 from acestep_consumer.client.download import TRIES, download
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.client.results import Results
@@ -19,6 +25,7 @@ from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
 from acestep_schemas import examples
 from acestep_schemas.events import Completed, FileObject, SongFiles
 from tests.support.fake_store import FakeObjects
+from tests.support.waiting import eventually
 
 SONG = os.urandom(3 << 20)
 ID = examples.TASK_ID
@@ -225,6 +232,97 @@ async def test_a_store_that_stays_away_is_given_up_and_the_beginning_stays(store
         await fetch(store, tmp_path)
     assert 0 < part(tmp_path).stat().st_size <= len(SONG) // 2
     assert (await fetch(store, tmp_path)).read_bytes() == SONG
+
+
+async def test_two_downloads_into_one_folder_at_once_do_not_write_into_each_others_file(
+    store: Store, tmp_path: Path
+) -> None:
+    both = asyncio.Barrier(2)
+
+    async def waits_for_the_other(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(SONG))})
+        await response.prepare(request)
+        await response.write(SONG[: len(SONG) // 2])
+        await both.wait()
+        await response.write(SONG[len(SONG) // 2 :])
+        return response
+
+    store.faults = [waits_for_the_other] * 2
+    paths = await asyncio.gather(fetch(store, tmp_path), fetch(store, tmp_path))
+    assert [path.read_bytes() for path in paths] == [SONG, SONG]
+    assert store.ranges == [None, None]
+    assert files(tmp_path) == [tmp_path / f"{ID}-0.wav"]
+
+
+async def stopped_half_way(store: Store, folder: Path) -> None:
+    """Cancel a download that has half of its song."""
+
+    async def stands_still(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(SONG))})
+        await response.prepare(request)
+        await response.write(SONG[: len(SONG) // 2])
+        await asyncio.Event().wait()
+        return response
+
+    store.faults = [stands_still]
+    task = asyncio.create_task(fetch(store, folder))
+    await eventually(lambda: any(path.stat().st_size >= len(SONG) // 2 for path in files(folder)))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_download_that_is_cancelled_is_resumed(store: Store, tmp_path: Path) -> None:
+    await stopped_half_way(store, tmp_path)
+    assert files(tmp_path) == [part(tmp_path)]
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+    assert store.ranges == [None, f"bytes={len(SONG) // 2}-"]
+    assert files(tmp_path) == [tmp_path / f"{ID}-0.wav"]
+
+
+async def test_one_beside_another_program_that_is_cancelled_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    with part(tmp_path).open("wb") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        await stopped_half_way(store, tmp_path)
+        assert files(tmp_path) == [part(tmp_path)]
+        assert part(tmp_path).stat().st_size == 0
+
+
+async def test_a_part_whose_download_completes_while_it_is_opened_is_not_written_to(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, whole = download_module._lock_at_once, tmp_path / "theirs"
+
+    def after_the_other(descriptor: int) -> None:
+        if not whole.exists():
+            part(tmp_path).rename(whole)
+        at_once(descriptor)
+
+    monkeypatch.setattr(download_module, "_lock_at_once", after_the_other)
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+    assert whole.read_bytes() == b""
+
+
+async def test_a_file_system_without_locks_is_no_hindrance(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+
+
+async def test_a_storage_that_says_nothing_is_given_up_as_soon_as_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        results = Results(StorageSettings(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}"), retry_s=0.5)
+        try:
+            async with asyncio.timeout(20):  # it was a minute, whatever the limit
+                with pytest.raises(DownloadFailed, match=r"no answer in time; check ACESTEP_S3_ENDPOINT\); gave up"):
+                    await results.find(ID)
+        finally:
+            await results.close()
 
 
 @pytest.mark.parametrize("uri", ["s3://b/..", "s3://b/x\ny", "s3://b/" + "x" * 300])

@@ -49,7 +49,7 @@ def run_doctor(*arguments: str, **variables: str) -> "subprocess.CompletedProces
 
 
 def report_of(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
-    assert done.stderr == ""
+    assert not done.stderr or done.stderr.startswith("waiting for an answer: ")  # on a busy machine
     found: dict[str, Any] = json.loads(done.stdout)
     assert {finding["level"] for finding in found["findings"]} <= LEVELS
     assert found["took_s"] < FAST_S

@@ -6,9 +6,12 @@ import hashlib
 import logging
 import os
 import re
+import sys
 from collections.abc import AsyncIterable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
+from uuid import uuid4
 
 import aiohttp
 
@@ -25,6 +28,7 @@ TRIES: Final = 5
 CONCURRENT_SONGS: Final = 4
 
 _CHUNK_BYTES: Final = 1 << 20
+_OWN_DIGITS: Final = 8
 _OK, _PARTIAL, _FORBIDDEN, _NOT_FOUND, _UNSATISFIABLE = 200, 206, 403, 404, 416
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
 _log: Final = logging.getLogger("acestep_consumer.client")
@@ -38,7 +42,8 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
     """Write the songs of a job to ``folder`` (created when missing) as ``<task id>-<index>.<ending>``.
 
     Lyrics with times are written beside them, ``.lrc`` and ``.vtt``. Returns the songs' paths. A file that exists
-    already and is right is left alone. An interrupted download of an earlier call is resumed.
+    already and is right is left alone. A call that fails, is cancelled or is killed leaves what it has of a file in
+    ``<name>.part`` for the next one, which resumes it.
 
     Args:
         job: names the songs, with sizes and digests.
@@ -80,7 +85,11 @@ def _lyric_files(songs: Iterable[tuple[Audio, Path]]) -> Iterator[tuple[FileObje
 
 
 class _Download:
-    """The download of one file to ``<name>.part``, which is renamed when size and SHA-256 are right."""
+    """The download of one file to ``<name>.part``, which is renamed when size and SHA-256 are right.
+
+    Two programs that fetch the same song into the same folder never write one file: a lock on the part, which ends with
+    its program, makes the second one use a part of its own.
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, file: Audio | FileObject, path: Path, results: Results | None
@@ -94,14 +103,33 @@ class _Download:
     async def run(self) -> None:
         if await asyncio.to_thread(self._is_right, self._path):
             return
+        with self._locked_part():
+            await self._fetch()
+
+    @contextmanager
+    def _locked_part(self) -> Iterator[None]:
+        lock = _lock(self._part)
+        if lock is None:
+            self._part = self._part.with_name(f"{self._path.name}.{uuid4().hex[:_OWN_DIGITS]}.part")
+        try:
+            yield
+        except BaseException:
+            if lock is None or not self._have():
+                self._part.unlink(missing_ok=True)
+            raise
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    async def _fetch(self) -> None:
         resumed = await asyncio.to_thread(self._have) > 0
         await self._fill()
         if not await asyncio.to_thread(self._is_right, self._part) and resumed:
             # The part from an earlier call may have been another file's.
-            self._part.unlink()
+            self._empty()
             await self._fill()
         if not await asyncio.to_thread(self._is_right, self._part):
-            self._part.unlink()
+            self._empty()
             raise DownloadFailed(
                 f"{self._file.uri} does not have the SHA-256 of its event: somebody changed it, or its worker's "
                 "storage is broken; nothing was kept"
@@ -156,7 +184,7 @@ class _Download:
             async for chunk in chunks:
                 left -= len(chunk)
                 if left < 0:
-                    self._part.unlink()
+                    self._empty()
                     raise self._too_large()
                 await asyncio.to_thread(file.write, chunk)
         if left > 0:
@@ -169,11 +197,14 @@ class _Download:
         if status in {_OK, _PARTIAL}:
             return
         if status == _UNSATISFIABLE:  # the object is shorter than the part, which is another object's then
-            self._part.unlink()
+            self._empty()
         if status in {_FORBIDDEN, _NOT_FOUND}:
             hint = {_FORBIDDEN: "the URL has expired, or these keys may not read it", _NOT_FOUND: "it is gone"}[status]
             raise DownloadFailed(f"{self._file.uri}: HTTP {status}: {hint}")
         raise _RetryDownload(f"HTTP {status}")
+
+    def _empty(self) -> None:
+        os.truncate(self._part, 0)  # not deleted: the lock is on it
 
     def _have(self) -> int:
         return self._part.stat().st_size if self._part.exists() else 0
@@ -183,6 +214,34 @@ class _Download:
             return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == self._file.sha256
+
+
+def _lock(path: Path) -> int | None:
+    """Return a descriptor that locks a file, made where it is missing, until it is closed; None: it is locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock_at_once(descriptor)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # it was renamed between the two calls: its download is complete
+
+
+def _lock_at_once(descriptor: int) -> None:
+    if sys.platform != "win32":
+        import fcntl  # noqa: PLC0415 - not there on Windows, where programs that subscribe may run too
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            _log.debug("no lock on a download: %s", error)  # as on some network file systems
 
 
 def _name(job: Completed, audio: Audio) -> str:

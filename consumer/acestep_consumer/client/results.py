@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Results:
     """The results that workers stored in the bucket of ``settings``. Needs keys that may read.
 
-    ``retry_s``: how long a storage that does not answer is asked again.
+    ``retry_s``: how long a storage that gives no answer is asked again, and how long each time it may say nothing.
     """
 
     def __init__(self, settings: "StorageSettings", *, retry_s: float = 30) -> None:
@@ -76,9 +76,8 @@ class Results:
         """Return the storage itself, connected."""
         async with self._connecting:
             if self._objects is None:
-                self._objects = await self._stack.enter_async_context(
-                    open_objects(self._settings, retry_s=self._retry_s)
-                )
+                opening = open_objects(self._settings, retry_s=self._retry_s, read_s=self._retry_s)
+                self._objects = await self._stack.enter_async_context(opening)
             return self._objects
 
 

@@ -6,13 +6,16 @@ Results go to stdout; messages, warnings and errors go to stderr, one line each.
 
 import asyncio
 import codecs
+import errno
 import io
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Coroutine
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -36,7 +39,22 @@ _ESCAPED: Final = "acestep-escaped"
 # Typer does not export the base class of its errors in arguments.
 UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
 
+T = TypeVar("T")
+
+_PRESSED_AGAIN_S: Final = 1.0
+
 note = Console(stderr=True, highlight=False)
+
+
+def open_missing_streams() -> None:
+    """Open the null device in place of streams that are closed (``>&-``), which Python leaves out."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one, and no socket does
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def escape_unencodable() -> None:
@@ -111,6 +129,20 @@ def print_unwritable(folder: "Path", error: OSError, console: Console = note) ->
     return Exit.USAGE
 
 
+def is_output_unwritable(error: Exception) -> TypeGuard[OSError]:
+    """Whether nothing more can be written: the disk is full, or nobody reads any more."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EPIPE}
+
+
+def print_output_unwritable(error: OSError, console: Console = note) -> Exit:
+    """Print why nothing more can be written, unless nobody reads any more; returns the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python has left to write at its end
+    if error.errno == errno.EPIPE:
+        return Exit.READER_GONE
+    print_error(f"{error.filename or 'the output'} cannot be written: {error.strerror}", console)
+    return Exit.USAGE
+
+
 def print_warning(text: str, console: Console = note) -> None:
     """Print a warning: ``warning: …``, never wrapped."""
     console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
@@ -155,7 +187,38 @@ def load_settings(**given: object) -> Settings:
 
 def exit_after(command: Coroutine[Any, Any, int]) -> None:
     """Run a command's coroutine and exit with its code."""
-    raise typer.Exit(asyncio.run(command))
+    raise typer.Exit(run_to_end(command))
+
+
+def run_to_end(command: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine; Ctrl-C cancels it, and raises ``KeyboardInterrupt`` once it has cleaned up.
+
+    asyncio's own handler breaks into the cleaning up at a second one, with tracebacks, and ``timeout`` sends two. Here
+    a second one counts after a second, and ends the process.
+    """
+    pressed_s: list[float] = []
+    not_ignored = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    async def main() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(command)
+
+        def interrupt() -> None:
+            if pressed_s and loop.time() > pressed_s[0] + _PRESSED_AGAIN_S:
+                os._exit(Exit.INTERRUPTED)
+            elif not pressed_s:
+                pressed_s.append(loop.time())
+                task.cancel()
+
+        if not_ignored:
+            loop.add_signal_handler(signal.SIGINT, interrupt)
+        return await task
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        if pressed_s:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def check_task_id(task_id: str) -> None:

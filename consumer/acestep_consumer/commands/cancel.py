@@ -3,14 +3,14 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.commands.base import print_client_error, print_error
-from acestep_consumer.commands.terminal import plural, silence_amqp_libraries
+from acestep_consumer.commands.terminal import BROKER, plural, silence_amqp_libraries, waiting_for
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCancelled, JobEvent, WorkerEvent
@@ -30,10 +30,11 @@ async def cancel(settings: Settings, options: CancelOptions, note: Console) -> E
     """Publish the cancellations; with ``wait``, stay until all the jobs have ended."""
     silence_amqp_libraries()
     try:
-        async with Client(settings.broker.every_url.get_secret_value()) as client:
-            if options.wait:
-                return await _cancel_and_wait(client, options, note)
-            await _publish(client, options.task_ids)
+        with waiting_for(BROKER, note) as answered:
+            async with Client(settings.broker.every_url.get_secret_value()) as client:
+                if options.wait:
+                    return await _cancel_and_wait(client, options, note, answered)
+                await _publish(client, options.task_ids)
     except ClientError as error:
         return print_client_error(error, note)
     sys.stdout.write("".join(f"{task_id}\n" for task_id in options.task_ids))
@@ -50,11 +51,12 @@ async def _publish(client: Client, task_ids: Iterable[str]) -> None:
         await client.cancel(task_id)
 
 
-async def _cancel_and_wait(client: Client, options: CancelOptions, note: Console) -> Exit:
+async def _cancel_and_wait(client: Client, options: CancelOptions, note: Console, answered: Callable[[], None]) -> Exit:
     waiting = set(options.task_ids)
     # Subscribed before the cancellations are sent, so that no event is missed.
     async with client.subscribe(*(f"job.*.{task_id}" for task_id in waiting)) as events:
         await _publish(client, options.task_ids)
+        answered()
         note.print("Cancellation sent; waiting (Ctrl-C only stops waiting)", style="dim")
         try:
             async with asyncio.timeout(options.timeout_s):

@@ -13,10 +13,11 @@ from acestep_consumer.client.download import download as fetch
 from acestep_consumer.client.errors import DownloadFailed, no_songs
 from acestep_consumer.client.results import Results
 from acestep_consumer.commands.base import print_error, print_unwritable
+from acestep_consumer.commands.terminal import STORAGE, plural, size, waiting_for
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
-from acestep_schemas.events import JobCompleted, TerminalEvent
+from acestep_schemas.events import Completed, JobCompleted, TerminalEvent
 
 _RETRY_S: Final = 10.0
 
@@ -32,8 +33,9 @@ async def download(settings: Settings, task_ids: Sequence[str], folder: Path, no
     try:
         for task_id in task_ids:
             try:
-                event = await results.find(task_id)
-                paths = [str(path) for path in await fetch(event.data, folder, results)] if _has_songs(event) else []
+                with waiting_for(STORAGE, note):
+                    event = await results.find(task_id)
+                paths = await _fetch(event.data, folder, results, note) if _has_songs(event) else []
             except DownloadFailed as error:
                 print_error(f"download failed: {error}", note)
                 done = Exit.UNREACHABLE
@@ -53,6 +55,12 @@ async def download(settings: Settings, task_ids: Sequence[str], folder: Path, no
     finally:
         await results.close()
     return done
+
+
+async def _fetch(job: Completed, folder: Path, results: Results, note: Console) -> list[str]:
+    songs = f"{plural(len(job.audios), 'song')} of {job.task_id}, {size(sum(audio.bytes for audio in job.audios))}"
+    with waiting_for(songs, note):
+        return [str(path) for path in await fetch(job, folder, results)]
 
 
 def _has_songs(event: TerminalEvent | None) -> TypeGuard[JobCompleted]:

@@ -13,7 +13,7 @@ from rich.tree import Tree
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.commands.base import print_error, print_warning
-from acestep_consumer.commands.terminal import plural
+from acestep_consumer.commands.terminal import STORAGE, plural, waiting_for
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.storage.lineage import MOST_TASKS, Family, Relation, time_of
@@ -31,7 +31,8 @@ async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: b
     """Print the family of a task: ``JOB_FAILED`` where the storage has no such task."""
     results = Results(settings.storage, retry_s=_RETRY_S)
     try:
-        family = await results.family(task_id)
+        with waiting_for(STORAGE, note):
+            family = await results.family(task_id)
     except DownloadFailed as error:
         print_error(str(error), note)
         return Exit.UNREACHABLE

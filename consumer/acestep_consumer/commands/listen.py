@@ -18,7 +18,7 @@ from acestep_consumer.client.results import Results
 from acestep_consumer.client.uploads import UploadStore
 from acestep_consumer.commands.base import print_client_error, print_error, print_warning
 from acestep_consumer.commands.http_site import cannot_bind, run_until_stopped, site
-from acestep_consumer.commands.terminal import silence_client
+from acestep_consumer.commands.terminal import BROKER, silence_client, waiting_for
 from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.commands.topology import tier_names
 from acestep_consumer.config.exit_codes import Exit
@@ -52,8 +52,10 @@ async def listen(settings: Settings, options: ListenOptions, note: Console) -> E
     """Serve the page until Ctrl-C or SIGTERM, or until the broker refuses the subscription."""
     silence_client()
     try:
-        async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
-            return await _serve(client, settings, options, note)
+        with waiting_for(BROKER, note) as connected:
+            async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
+                connected()
+                return await _serve(client, settings, options, note)
     except TierTableError as error:
         print_error(str(error), note)
         return Exit.USAGE

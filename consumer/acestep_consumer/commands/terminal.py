@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Terminal output: displays that update in place, and numbers with units."""
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable
@@ -16,6 +17,40 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Draw = Callable[[RenderableType], None]
+
+BROKER: Final = "the broker (ACESTEP_AMQP_URL)"
+STORAGE: Final = "the storage (ACESTEP_S3_ENDPOINT)"
+_SAID_AFTER_S: Final = 1.0
+_LATE_S: Final = 0.1
+
+
+@contextmanager
+def waiting_for(what: str, note: Console) -> "Iterator[Callable[[], None]]":
+    """Print what is being waited for, if it takes longer than a second; the function says that the wait is over.
+
+    Time in which this program itself was busy, with imports, does not count.
+    """
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def wait() -> None:
+        due_s = loop.time() + _SAID_AFTER_S
+        timers[:] = [loop.call_at(due_s, show, due_s)]
+
+    def show(due_s: float) -> None:
+        if loop.time() > due_s + _LATE_S:
+            wait()
+        else:
+            note.print(f"waiting for {what} …", style="dim", markup=False, soft_wrap=True)
+
+    def end() -> None:
+        timers[0].cancel()
+
+    wait()
+    try:
+        yield end
+    finally:
+        end()
 
 
 def live_display(console: Console) -> AbstractContextManager[Draw]:

@@ -10,6 +10,7 @@ from acestep_consumer.broker.errors import CHECK_BROKER, BrokerError, BrokerRefu
 from acestep_consumer.broker.inspection import BrokerInspection
 from acestep_consumer.broker.topology import topology as wanted
 from acestep_consumer.commands.base import print_error, print_warning
+from acestep_consumer.commands.terminal import BROKER, waiting_for
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tier_choice import queue_names
@@ -36,7 +37,8 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
         if declare:
             for warning in settings.broker.url_warnings:
                 print_warning(warning, note)
-            where = await _declare(settings, tiers)
+            with waiting_for(BROKER, note):
+                where = await _declare(settings, tiers)
             note.print(f"exchanges, queues and bindings declared on {where}", style="green", soft_wrap=True)
     except (TierTableError, BrokerRefused) as error:
         print_error(str(error), note)

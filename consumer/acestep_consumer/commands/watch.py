@@ -8,7 +8,7 @@ from rich.console import Console
 
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.commands.base import print_client_error
-from acestep_consumer.commands.terminal import silence_amqp_libraries
+from acestep_consumer.commands.terminal import BROKER, silence_amqp_libraries, waiting_for
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, WorkerEvent
@@ -18,12 +18,16 @@ async def watch(settings: Settings, task_id: str | None, note: Console, *, as_js
     """Print events until Ctrl-C, or of one job until it ends; a job that has ended already prints its last event."""
     silence_amqp_libraries()
     try:
-        async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
-            if task_id:
-                await _print((await client.job(task_id)).events(), note, as_json=as_json)
-            else:
-                async with client.subscribe() as events:
-                    await _print(events, note, as_json=as_json)
+        with waiting_for(BROKER, note) as connected:
+            async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
+                if task_id:
+                    job = await client.job(task_id)
+                    connected()
+                    await _print(job.events(), note, as_json=as_json)
+                else:
+                    async with client.subscribe() as events:
+                        connected()
+                        await _print(events, note, as_json=as_json)
     except ClientError as error:
         return print_client_error(error, note)
     return Exit.DONE
@@ -31,7 +35,12 @@ async def watch(settings: Settings, task_id: str | None, note: Console, *, as_js
 
 async def _print(events: AsyncIterator[JobEvent | WorkerEvent], note: Console, *, as_json: bool) -> None:
     note.print("watching events; press Ctrl-C to stop", style="dim")
+    states: dict[str, str] = {}
     async for event in events:
+        if isinstance(event, WorkerEvent) and not as_json:
+            if states.get(event.data.worker_id) == event.data.state:
+                continue  # an answer to somebody's status request, or another prefetch: not in the line
+            states[event.data.worker_id] = event.data.state
         sys.stdout.write((event.model_dump_json() if as_json else _line(event)) + "\n")
         sys.stdout.flush()
 

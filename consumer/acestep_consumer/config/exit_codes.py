@@ -17,6 +17,7 @@ class Exit(IntEnum):
     UNFIT = 6
     UNEXPECTED = 70
     INTERRUPTED = 130
+    READER_GONE = 141
 
 
 MEANINGS = {
@@ -29,6 +30,7 @@ MEANINGS = {
     Exit.UNFIT: "`doctor` found a problem that stops a worker, or `models verify` a damaged file",
     Exit.UNEXPECTED: "unexpected error, probably a bug; `ACESTEP_LOG_LEVEL=debug` shows where",
     Exit.INTERRUPTED: "stopped with Ctrl-C",
+    Exit.READER_GONE: "nobody reads the output any more, as after `head`",
 }
 
 

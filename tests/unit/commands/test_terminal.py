@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import asyncio
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -14,7 +16,9 @@ from acestep_consumer.commands.terminal import (
     share,
     size,
     two_digits,
+    waiting_for,
 )
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -93,3 +97,23 @@ def test_elsewhere_frames_are_lines_one_below_the_other_however_narrow() -> None
         draw("a long line")
         draw("another one")
     assert text.getvalue() == "a long line\nanother one\n"
+
+
+async def test_what_a_command_waits_for_is_said_once_and_not_because_the_command_itself_was_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("acestep_consumer.commands.terminal._SAID_AFTER_S", 0.2)
+    said = io.StringIO()
+    note = Console(file=said)
+    with waiting_for("a server", note):
+        time.sleep(0.5)  # noqa: ASYNC251 - as an import does it
+        await asyncio.sleep(0)
+    assert said.getvalue() == ""
+    with waiting_for("a server", note) as answered:
+        answered()
+        await asyncio.sleep(0.4)
+    assert said.getvalue() == ""
+    with waiting_for("a server", note):
+        await eventually(said.getvalue)
+        await asyncio.sleep(0.4)
+    assert said.getvalue() == "waiting for a server …\n"

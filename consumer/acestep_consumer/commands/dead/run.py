@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists, shows, requeues and purges the messages of the dead-letter queue."""
 
-import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,10 +14,10 @@ from rich.console import Console
 
 from acestep_consumer.broker.dead_letter_queue import DeadLetter, DeadLetterQueue
 from acestep_consumer.broker.errors import BrokerError, Nacked, Unroutable, describe
-from acestep_consumer.commands.base import print_error
+from acestep_consumer.commands.base import print_error, run_to_end
 from acestep_consumer.commands.dead import view
 from acestep_consumer.commands.dead.view import DeadLetterRow
-from acestep_consumer.commands.terminal import plural, silence_amqp_libraries
+from acestep_consumer.commands.terminal import BROKER, plural, silence_amqp_libraries, waiting_for
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, Settings
 from acestep_schemas.events import ErrorCode
@@ -105,7 +104,7 @@ def _run(command: Coroutine[Any, Any, Exit], note: Console) -> Exit:
     """Run a coroutine; prints an error of the broker and returns the exit code."""
     silence_amqp_libraries()
     try:
-        return asyncio.run(command)
+        return run_to_end(command)
     except BrokerError as error:
         print_error(describe(error), note)
         return Exit.UNREACHABLE
@@ -113,7 +112,7 @@ def _run(command: Coroutine[Any, Any, Exit], note: Console) -> Exit:
 
 async def _list(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, limit: int, *, as_json: bool) -> Exit:
     out, shown, more = Console(highlight=False), 0, False
-    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note) as (queue, matching):
         async for _, row in matching:
             if more := shown == limit:
                 break
@@ -130,7 +129,7 @@ async def _list(broker: BrokerSettings, choice: DeadLetterFilter, note: Console,
 
 async def _show(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     found = 0
-    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note) as (_, matching):
         async for message, _ in matching:
             found += 1
             whole = view.in_full(message)
@@ -140,7 +139,7 @@ async def _show(broker: BrokerSettings, choice: DeadLetterFilter, note: Console,
 
 async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     done = 0
-    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note) as (queue, matching):
         async for message, row in matching:
             try:
                 await queue.requeue(message)
@@ -162,7 +161,7 @@ async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Conso
 
 
 async def _count(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, counted: _Counts) -> Exit:
-    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note) as (queue, matching):
         async for _ in matching:
             counted.matching += 1
         counted.seen = queue.count
@@ -173,7 +172,7 @@ async def _purge(
     broker: BrokerSettings, choice: DeadLetterFilter, note: Console, first: int | None, *, as_json: bool
 ) -> Exit:
     done = 0
-    async with DeadLetterQueue(broker, at_most=first) as queue, aclosing(_matching(queue, choice)) as matching:
+    async with _matching(broker, choice, note, at_most=first) as (queue, matching):
         async for message, row in matching:
             await queue.remove(message)
             done += 1
@@ -183,9 +182,18 @@ async def _purge(
     return Exit.DONE if done else _none(choice, note)
 
 
+@asynccontextmanager
 async def _matching(
-    queue: DeadLetterQueue, choice: DeadLetterFilter
-) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
+    broker: BrokerSettings, choice: DeadLetterFilter, note: Console, at_most: int | None = None
+) -> AsyncIterator[tuple[DeadLetterQueue, AsyncIterator[tuple[DeadLetter, DeadLetterRow]]]]:
+    """Open the queue, and iterate over the dead letters in it that the filter selects."""
+    with waiting_for(BROKER, note) as connected:
+        async with DeadLetterQueue(broker, at_most=at_most) as queue, aclosing(_select(queue, choice)) as matching:
+            connected()
+            yield queue, matching
+
+
+async def _select(queue: DeadLetterQueue, choice: DeadLetterFilter) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
     async with aclosing(queue.messages()) as letters:
         async for message in letters:
             row = DeadLetterRow.of(message)

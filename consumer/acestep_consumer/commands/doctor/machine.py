@@ -103,7 +103,7 @@ class Machine:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     process.kill()
-                await process.wait()
+                await process.communicate()  # to the end of its pipes: a loop that is closed cannot close them
         for finding in judge_encoders(process.returncode, out.decode(), err.decode()):
             yield finding
 

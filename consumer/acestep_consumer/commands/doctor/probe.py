@@ -34,7 +34,12 @@ class Probe:
     fix: str | None = None
 
 
-async def run(probes: Sequence[Probe], timeout_s: float, slow_s: float = SLOW_S) -> tuple[Finding, ...]:
+async def run(
+    probes: Sequence[Probe],
+    timeout_s: float,
+    slow_s: float = SLOW_S,
+    on_slow: Callable[[str], None] = lambda _: None,
+) -> tuple[Finding, ...]:
     """Run all probes concurrently and return their findings in the order of the probes.
 
     They are started from the last to the first: those at the end start processes, which then run while the first ones
@@ -44,9 +49,19 @@ async def run(probes: Sequence[Probe], timeout_s: float, slow_s: float = SLOW_S)
         probes: in the order of the report.
         timeout_s: seconds that each may take.
         slow_s: seconds from which on an answer is reported as slow.
+        on_slow: called after ``slow_s`` with the names of the probes that have not answered by then, unless all have.
     """
-    tasks = [asyncio.create_task(_timed(probe, timeout_s)) for probe in reversed(probes)]
-    results = list(reversed(await asyncio.gather(*tasks)))
+    tasks = [asyncio.create_task(_timed(probe, timeout_s), name=probe.check) for probe in reversed(probes)]
+
+    def report_slow() -> None:
+        on_slow(", ".join(task.get_name() for task in reversed(tasks) if not task.done()))
+
+    timer = asyncio.get_running_loop().call_later(slow_s, report_slow)
+    try:
+        results = list(reversed(await asyncio.gather(*tasks)))
+    finally:
+        timer.cancel()
+        await asyncio.wait(tasks)  # of those that are cancelled, `gather` waits for the first one only
     found = [finding for findings, _ in results for finding in findings]
     slow = [
         f"{probe.check} ({took_s:.0f} s)"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from acestep_consumer.commands.base import note
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.models import check_lm, check_models
 from acestep_consumer.commands.doctor.probe import Probe, run
@@ -44,8 +45,12 @@ async def _examine(environ: Mapping[str, str], timeout_s: float) -> tuple[Findin
     except SettingsError as error:
         problems = (fail("settings", problem, _ALL_SETTINGS) for problem in str(error).splitlines())
         return (*problems, skip("the rest", "it depends on the settings"))
-    found = await run(tuple(_probes(settings, environ, timeout_s)), timeout_s)
+    found = await run(tuple(_probes(settings, environ, timeout_s)), timeout_s, on_slow=_print_slow)
     return (judge_settings(settings, environ), *found)
+
+
+def _print_slow(names: str) -> None:
+    note.print(f"waiting for an answer: {names} …", style="dim", soft_wrap=True)
 
 
 _ALL_SETTINGS = "`acestep-consumer run --help` lists all settings"

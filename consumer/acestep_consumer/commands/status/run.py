@@ -24,7 +24,7 @@ from acestep_consumer.client import Client, ClientError
 from acestep_consumer.commands.base import print_error
 from acestep_consumer.commands.status.report import ASK_EVERY_S, ObservedEvents, StatusInputs, StatusReport, status_of
 from acestep_consumer.commands.status.table import table
-from acestep_consumer.commands.terminal import live_display, silence_client
+from acestep_consumer.commands.terminal import BROKER, live_display, silence_client, waiting_for
 from acestep_consumer.commands.topology import tier_names
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, Settings
@@ -50,11 +50,14 @@ async def status(settings: Settings, options: StatusOptions, note: Console) -> E
     """Print the status, once or until Ctrl-C."""
     silence_client()
     try:
-        async with _probe(settings.broker, tier_names(settings)) as probe:
-            if options.sample_s and not options.as_json:
-                note.print(f"listening to events for {options.sample_s:g} s …", style="dim")
-            await asyncio.sleep(options.sample_s)
-            await (_watch(probe, options, note) if options.watch else _once(probe, options))
+        asked = BROKER if settings.broker.management_url is None else f"{BROKER}, or ACESTEP_MANAGEMENT_URL"
+        with waiting_for(asked, note) as answered:
+            async with _probe(settings.broker, tier_names(settings)) as probe:
+                answered()
+                if options.sample_s and not options.as_json:
+                    note.print(f"listening to events for {options.sample_s:g} s …", style="dim")
+                await asyncio.sleep(options.sample_s)
+                await (_watch(probe, options, note) if options.watch else _once(probe, options))
     except TierTableError as error:
         print_error(str(error), note)
         return Exit.USAGE

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from acestep_consumer.client import Client, ClientError, DownloadFailed, Job, Outlook
 from acestep_consumer.commands.base import print_client_error, print_error, print_unwritable, print_warning
-from acestep_consumer.commands.terminal import about, plural, silence_amqp_libraries
+from acestep_consumer.commands.terminal import BROKER, about, plural, silence_amqp_libraries, waiting_for
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCompleted, JobProgress, JobStarted, TerminalEvent
@@ -36,12 +36,15 @@ async def submit(settings: Settings, options: SubmitOptions, note: Console) -> E
     """Publish the request; with ``wait``, follow the job until it ends."""
     silence_amqp_libraries()
     try:
-        async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
-            if options.wait:
-                job = await client.start(options.body, priority=options.priority, expiration_s=options.expires_s)
-                return await _wait(client, job, options, note)
-            task_id = await client.submit(options.body, priority=options.priority, expiration_s=options.expires_s)
-            await _report_accepted(client, task_id, options, note)
+        with waiting_for(BROKER, note) as accepted:
+            async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
+                if options.wait:
+                    job = await client.start(options.body, priority=options.priority, expiration_s=options.expires_s)
+                    accepted()
+                    return await _wait(client, job, options, note)
+                task_id = await client.submit(options.body, priority=options.priority, expiration_s=options.expires_s)
+                accepted()
+                await _report_accepted(client, task_id, options, note)
     except ClientError as error:
         return print_client_error(error, note)
     return Exit.DONE

@@ -116,6 +116,8 @@ _NO_S3 = {
     "ClientConnectorError": "no connection; check ACESTEP_S3_ENDPOINT",
     "ClientConnectorDNSError": "unknown host; check ACESTEP_S3_ENDPOINT",
     "ClientConnectorSSLError": "does the endpoint speak TLS? if not, begin ACESTEP_S3_ENDPOINT with http://",
+    "ConnectionTimeoutError": "no connection in time; check ACESTEP_S3_ENDPOINT",
+    "SocketTimeoutError": "no answer in time; check ACESTEP_S3_ENDPOINT",
     "ClientResponseError": "no HTTP; check the port in ACESTEP_S3_ENDPOINT",
 }
 
@@ -272,12 +274,20 @@ class S3Client:
         settings: where S3 is.
         session: keys and region; by default what the AWS environment says.
         retry_s: how long a call is tried again while its failures may pass, seconds.
+        read_s: how long a silent server is waited for, seconds, each time; None: half a minute.
 
     Every call raises ``StorageUnavailable`` when S3 stays out of reach, and ``StorageRefused`` when it says no. Making
     and entering one raise ``StorageMisconfigured`` for an AWS environment that cannot work.
     """
 
-    def __init__(self, settings: StorageSettings, *, session: boto3.Session | None = None, retry_s: float = 30) -> None:
+    def __init__(
+        self,
+        settings: StorageSettings,
+        *,
+        session: boto3.Session | None = None,
+        retry_s: float = 30,
+        read_s: float | None = None,
+    ) -> None:
         self.endpoint = settings.endpoint
         with _explained():
             self._botocore = botocore.session.get_session()
@@ -285,6 +295,7 @@ class S3Client:
             self.region = self._session.region_name or DEFAULT_REGION
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="s3")
         self._retry_s = retry_s
+        self._read_s = _READ_S if read_s is None else read_s
         self.traffic = Traffic()
         self._retrying = AsyncRetrying(
             retry=retry_if_exception_type(TransientS3Error),
@@ -311,7 +322,7 @@ class S3Client:
             raise
         self._http = open_session(
             aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=trusted),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=self._read_s),
             # Not `trust_env`: that looks for a netrc file before each request, in a thread.
             proxy=_proxy_for(self.boto3.meta.endpoint_url),
         )
@@ -481,7 +492,7 @@ class S3Client:
                 request_checksum_calculation="when_required",  # the signature covers the body, and not every store
                 response_checksum_validation="when_required",  # understands the newer checksums
                 connect_timeout=_CONNECT_S,
-                read_timeout=_READ_S,
+                read_timeout=self._read_s,
                 retries={"mode": "standard", "total_max_attempts": 1},  # retries are made in one place: here
                 max_pool_connections=_THREADS,
                 # "auto" would presign for AWS's global endpoint, which redirects for other regions than its own.

@@ -48,8 +48,15 @@ _UNCONDITIONAL: Final = frozenset({"NotImplemented", "MethodNotAllowed", "501"})
 class S3Objects:
     """``ports.Objects`` in S3. An async context manager; arguments as those of ``S3Client``."""
 
-    def __init__(self, settings: StorageSettings, *, session: boto3.Session | None = None, retry_s: float = 30) -> None:
-        self.client = S3Client(settings, session=session, retry_s=retry_s)
+    def __init__(
+        self,
+        settings: StorageSettings,
+        *,
+        session: boto3.Session | None = None,
+        retry_s: float = 30,
+        read_s: float | None = None,
+    ) -> None:
+        self.client = S3Client(settings, session=session, retry_s=retry_s, read_s=read_s)
         self.part_bytes = PART_BYTES
         self._conditional = True
 

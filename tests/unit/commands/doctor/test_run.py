@@ -77,6 +77,7 @@ from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_consumer.storage.s3.client import S3Response
 from tests.support.broker import broker_settings
+from tests.support.waiting import eventually
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[3] / "golden/checkpoints"
@@ -672,6 +673,31 @@ async def test_a_probe_that_hangs_keeps_what_it_found_and_costs_the_others_nothi
     ]
     assert found[1].said == "no answer within 0.5 s"
     assert "ZeroDivisionError: nobody foresaw this" in found[3].said
+
+
+async def test_an_interrupted_probe_comes_to_its_end() -> None:
+    ended: list[str] = []
+
+    async def waits() -> AsyncGenerator[Finding]:
+        await asyncio.Event().wait()
+        yield ok("never", "there")
+
+    async def ends_a_process() -> AsyncGenerator[Finding]:
+        try:
+            await asyncio.Event().wait()
+            yield ok("never", "there")
+        finally:
+            await asyncio.sleep(0.1)
+            ended.append("process")
+
+    probes = (Probe(check="process", run=ends_a_process), Probe(check="other", run=waits))
+    slow: list[str] = []
+    task = asyncio.create_task(run(probes, timeout_s=60, slow_s=0.05, on_slow=slow.append))
+    await eventually(lambda: slow)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (ended, slow) == (["process"], ["process, other"])
 
 
 async def test_a_slow_answer_is_a_warning_and_no_failure() -> None:
