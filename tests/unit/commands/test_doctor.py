@@ -664,7 +664,7 @@ def test_a_vllm_that_a_worker_could_not_use_is_told(
     if finding is not None:
         said = "vLLM is not installed" if found is None else f"vllm {found} is installed"
         assert f"{said}; this backend works with vllm 0.20 to 0.33" in finding.said
-        assert finding.fix.startswith("pip install 'acestep-consumer[vllm]', or ")
+        assert str(finding.fix).startswith("pip install 'acestep-consumer[vllm]', or ")
 
 
 # Probes and the report
