@@ -374,7 +374,7 @@ class EngineSettings(Section):
     encoders: int | None = variable(
         "ACESTEP_ENCODERS",
         None,
-        "processes that encode songs, at most one per CPU core; unset: one per core, up to 16",
+        "processes that encode songs, at most one per CPU core, which the workers of `--gpus` share; unset: up to 16",
         ge=1,
     )
     score_table: Path_ | None = variable(

@@ -34,9 +34,6 @@ Stopped = Callable[[], bool]
 Measure = Callable[[Samples, int], dict[str, float] | None]
 """``audio.measures.measures_of``, in whatever process."""
 
-MOST_ENCODERS: Final = 16
-"""Processes without a setting: more than the songs of one GPU need."""
-
 TRIES: Final = 2
 """Encoders that may die of a song before its job fails."""
 
@@ -55,16 +52,6 @@ _WAIT_S = 1.0
 _ANSWER_BYTES = 1 << 16
 
 log = structlog.get_logger()
-
-
-def usable_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def encoder_count(wanted: int | None) -> int:
-    """Return how many encoders to run: as many as wanted, by default one for each core, and never more."""
-    return min(usable_cores(), wanted or MOST_ENCODERS)
 
 
 class EncoderDied(Exception):

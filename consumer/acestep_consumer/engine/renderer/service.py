@@ -10,7 +10,8 @@ from typing import NoReturn
 import structlog
 import torch
 
-from acestep_consumer.audio.encoding.pool import EncoderPool, usable_cores
+from acestep_consumer.audio.encoding.pool import EncoderPool
+from acestep_consumer.config.cores import usable_cores
 from acestep_consumer.config.logs import set_log_level
 from acestep_consumer.domain.errors import ConsumerError, DiskFull
 from acestep_consumer.domain.job import Rendering, TokenizedSource

@@ -16,7 +16,7 @@ import pytest
 
 from acestep_consumer.audio import codec
 from acestep_consumer.audio.encoding import pool as module
-from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count, usable_cores
+from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.audio.time_warping import warped
@@ -295,10 +295,3 @@ def test_all_processes_end_when_the_renderer_is_killed_in_the_middle_of_a_song(t
         wait_for((tmp_path / "song.aac").exists)
         parent.kill()
     wait_for(lambda: not any(is_running(pid) for pid in pids))
-
-
-def test_there_are_never_more_encoders_than_cores() -> None:
-    cores = usable_cores()
-    assert encoder_count(None) == min(cores, 16)
-    assert encoder_count(cores + 1) == cores
-    assert encoder_count(1) == 1
