@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from acestep_consumer.audio import codec
+from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.domain.errors import Cancelled, RenderFailed, ResourceExhausted
 from acestep_consumer.domain.job import Rendering, Sources
@@ -303,6 +304,33 @@ def test_jobs_that_wait_for_memory_are_admitted_by_rank(
     )
     order = [seed_of(sample) for batch in harness.batches for sample in batch.samples]
     assert order[::2] == [2, 3, 0, 1, 4]
+
+
+def test_songs_that_wait_for_an_encoder_get_it_by_rank(harness: SchedulerHarness, tmp_path: Path) -> None:
+    """One encoder, and another song has it while these are decoded."""
+    pool, served = EncoderPool(1), list[int]()
+    resources = RenderResources(harness.scheduler, encoders=pool)
+
+    def make(seed: int, priority: int) -> None:
+        def report(fraction: float, stage: str) -> None:
+            if stage == "encode" and not fraction:
+                served.append(seed)
+
+        rank = rank_of(priority, 1000.0 + seed)
+        message = render_message(tmp_path / str(seed), audio_duration=0.4, seeds=(seed,), rank=rank)
+        message.folder.mkdir(parents=True)
+        render(resources, message, report, lambda: False)
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            with pool.slot(lambda: False):
+                done = [threads.submit(make, seed, priority) for seed, priority in enumerate((0, 0, 5, 9))]
+                wait_for(lambda: len(pool._slots._queue) == 4)
+            for each in done:
+                each.result(WITHIN_S)
+    finally:
+        pool.close()
+    assert served == [3, 2, 0, 1]
 
 
 def test_two_models_take_turns_step_by_step(harness: SchedulerHarness, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -50,11 +51,11 @@ from tests.support.lm_generations import (
     write,
 )
 
-vllm_engine.prepare()
-from acestep_consumer.engine.planner import vllm_guidance  # noqa: E402 - it imports vLLM, which wants `prepare` first
-from acestep_consumer.engine.planner.vllm_guidance import GuidanceProcessor  # noqa: E402 - as above
+with warnings.catch_warnings(action="ignore"):  # vLLM and what it imports warn of their own use of torch
+    vllm_engine.prepare()
+from acestep_consumer.engine.planner import vllm_guidance
+from acestep_consumer.engine.planner.vllm_guidance import GuidanceProcessor
 
-# vLLM and what it imports warn of their own use of torch.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CONTEXT = 512

@@ -28,6 +28,7 @@ from acestep_consumer.audio.codec import Encode, Samples, encode_with
 from acestep_consumer.audio.formats import Format
 from acestep_consumer.audio.levels import Levels
 from acestep_consumer.audio.time_warping import Matrix, Warp, WarpedLyrics
+from acestep_consumer.concurrency.slots import RankedSlots
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
 
 Stopped = Callable[[], bool]
@@ -67,8 +68,8 @@ class EncoderPool:
     def __init__(self, size: int, command: Sequence[str] = _COMMAND) -> None:
         self.size = size
         self._command = command
-        self._slots = threading.BoundedSemaphore(size)
-        self._spare = threading.BoundedSemaphore(size // _SLOTS_A_SPARE)
+        self._slots = RankedSlots(size)
+        self._spare = RankedSlots(size // _SLOTS_A_SPARE)
         self._lock = threading.Lock()
         self._idle: list[_EncoderProcess] = []
 
@@ -90,46 +91,48 @@ class EncoderPool:
             process.end()
 
     @contextmanager
-    def slot(self, stopped: Stopped) -> Iterator[Encode]:
+    def slot(self, stopped: Stopped, rank: float = 0.0) -> Iterator[Encode]:
         """Wait for an encoder, and yield the function that encodes with it, as ``audio.codec.encode`` does.
 
-        A job waits before its samples are copied, so that shared memory holds as many songs as there are encoders.
+        Of the jobs that wait, those of a lower ``rank`` go first. A job waits before its samples are copied, so that
+        shared memory holds as many songs as there are encoders.
 
         Raises:
             Cancelled: ``stopped``, polled here and in the function, returned true.
         """
-        with self._held_slot(stopped):
+        with self._held_slot(stopped, rank):
             yield lambda samples, stem, audio_format, sample_rate: encode_with(
                 lambda *song: self._write(stopped, *song), samples, stem, audio_format, sample_rate
             )
 
     @contextmanager
-    def measurer(self, stopped: Stopped) -> Iterator[Measure]:
+    def measurer(self, stopped: Stopped, rank: float = 0.0) -> Iterator[Measure]:
         """Wait for an encoder, and yield the function that measures with it, as ``audio.measures.measures_of`` does.
 
         Raises likewise; the function raises ``RenderFailed`` as well.
         """
-        with self._held_slot(stopped):
+        with self._held_slot(stopped, rank):
             yield lambda samples, sample_rate: self._measure(stopped, samples, sample_rate)
 
     @contextmanager
-    def warper(self, stopped: Stopped) -> Iterator[Warp]:
+    def warper(self, stopped: Stopped, rank: float = 0.0) -> Iterator[Warp]:
         """Wait for an encoder, and yield the function that aligns lyrics with it, as ``time_warping.warped`` does.
 
         Raises likewise.
         """
-        with self._held_slot(stopped):
+        with self._held_slot(stopped, rank):
             yield lambda matrices, sung: self._warp(stopped, matrices, sung)
 
     @contextmanager
-    def _held_slot(self, stopped: Stopped) -> Iterator[None]:
-        while not self._slots.acquire(timeout=_WAIT_S):
-            if stopped():
-                raise Cancelled
+    def _held_slot(self, stopped: Stopped, rank: float) -> Iterator[None]:
+        slot = self._slots.enter(rank)
         try:
+            while not slot.granted.wait(_WAIT_S):
+                if stopped():
+                    raise Cancelled
             yield
         finally:
-            self._slots.release()
+            self._slots.leave(slot)
 
     @contextmanager
     def _spare_slots(self, wanted: Format) -> Iterator[int]:
@@ -142,10 +145,10 @@ class EncoderPool:
 
     def _take_spare(self, taken: ExitStack) -> bool:
         with ExitStack() as both:
-            for semaphore in (self._spare, self._slots):
-                if not semaphore.acquire(blocking=False):
+            for slots in (self._spare, self._slots):
+                if (slot := slots.enter_now()) is None:
                     return False
-                both.callback(semaphore.release)
+                both.callback(slots.leave, slot)
             taken.push(both.pop_all())
         return True
 

@@ -44,14 +44,14 @@ class RenderResources:
         with self.decoders:
             return codec.decode(path, sample_rate=sample_rate, max_seconds=self.max_input_s, what=what, stopped=stopped)
 
-    def encoder(self, stopped: Stopped) -> AbstractContextManager[codec.Encode]:
-        """Wait for an encoder; the value of the context is the function that encodes, as ``audio.codec.encode``."""
-        return nullcontext(codec.encode) if self.encoders is None else self.encoders.slot(stopped)
+    def encoder(self, stopped: Stopped, rank: float) -> AbstractContextManager[codec.Encode]:
+        """Wait for an encoder, by rank; the value of the context is the function that encodes, as ``codec.encode``."""
+        return nullcontext(codec.encode) if self.encoders is None else self.encoders.slot(stopped, rank)
 
-    def measurer(self, stopped: Stopped) -> AbstractContextManager[Measure]:
-        """Wait for an encoder; the value of the context is the function that measures, as ``measures_of``."""
-        return nullcontext(measures_of) if self.encoders is None else self.encoders.measurer(stopped)
+    def measurer(self, stopped: Stopped, rank: float) -> AbstractContextManager[Measure]:
+        """Wait for an encoder, by rank; the value of the context is the function that measures, as ``measures_of``."""
+        return nullcontext(measures_of) if self.encoders is None else self.encoders.measurer(stopped, rank)
 
-    def warper(self, stopped: Stopped) -> AbstractContextManager[Warp]:
-        """Wait for an encoder; the value of the context is the function that aligns lyrics, as ``warped``."""
-        return nullcontext(warped) if self.encoders is None else self.encoders.warper(stopped)
+    def warper(self, stopped: Stopped, rank: float) -> AbstractContextManager[Warp]:
+        """Wait for an encoder, by rank; the value of the context is the function that aligns lyrics, as ``warped``."""
+        return nullcontext(warped) if self.encoders is None else self.encoders.warper(stopped, rank)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.audio.time_warping import warped
+from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.domain.errors import Cancelled, DiskFull, RenderFailed
 from tests.support.music import music
 from tests.support.waiting import WITHIN_S
@@ -273,6 +274,35 @@ def test_a_job_that_is_cancelled_while_it_waits_for_an_encoder_ends(
     one = broken_pool(HUNG)
     with one.slot(never), pytest.raises(Cancelled), one.slot(lambda: True):
         pass
+
+
+def test_of_the_jobs_that_wait_for_an_encoder_those_of_a_lower_rank_go_first(
+    broken_pool: Callable[[str], EncoderPool],
+) -> None:
+    """Three songs of priority 0, one of 9 that comes last, and one whose job is cancelled meanwhile."""
+    one, served, cancelled = broken_pool(HUNG), list[str](), threading.Event()
+
+    def encode(name: str, rank: float, stopped: Callable[[], bool]) -> None:
+        with suppress(Cancelled), one.slot(stopped, rank):
+            served.append(name)
+
+    threads = []
+    with one.slot(never):
+        for place, (name, priority) in enumerate(
+            [("first", 0), ("second", 0), ("given up", 5), ("third", 0), ("urgent", 9)]
+        ):
+            stopped = cancelled.is_set if name == "given up" else never
+            threads.append(threading.Thread(target=encode, args=(name, rank_of(priority, place), stopped)))
+            threads[-1].start()
+            wait_for(lambda place=place: len(one._slots._queue) == place + 1)  # type: ignore[misc]  # of this turn
+        cancelled.set()
+        wait_for(lambda: len(one._slots._queue) == 4)
+        assert served == []
+    for thread in threads:
+        thread.join(WITHIN_S)
+    assert served == ["urgent", "first", "second", "third"]
+    with one.slot(never):  # each slot is free again
+        assert one._slots.enter_now() is None
 
 
 PARENT = """
