@@ -3,8 +3,12 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from acestep_consumer.concurrency.priority import insert
+
+_CHECK_S = 1.0
 
 
 class SlotRequest:
@@ -23,6 +27,17 @@ class RankedSlots:
         self._free = count
         self._lock = threading.Lock()
         self._queue: deque[SlotRequest] = deque()
+
+    @contextmanager
+    def held(self, rank: float, check: Callable[[], None]) -> Iterator[None]:
+        """Wait for a slot, and have it in the body. ``check`` is called every second, and ends the wait by raising."""
+        request = self.enter(rank)
+        try:
+            while not request.granted.wait(_CHECK_S):
+                check()
+            yield
+        finally:
+            self.leave(request)
 
     def enter(self, rank: float) -> SlotRequest:
         """Ask for a slot. The caller waits for ``granted``, and calls ``leave`` in any case."""

@@ -100,7 +100,7 @@ class EncoderPool:
         Raises:
             Cancelled: ``stopped``, polled here and in the function, returned true.
         """
-        with self._held_slot(stopped, rank):
+        with self._slots.held(rank, lambda: raise_if(stopped)):
             yield lambda samples, stem, audio_format, sample_rate: encode_with(
                 lambda *song: self._write(stopped, *song), samples, stem, audio_format, sample_rate
             )
@@ -111,7 +111,7 @@ class EncoderPool:
 
         Raises likewise; the function raises ``RenderFailed`` as well.
         """
-        with self._held_slot(stopped, rank):
+        with self._slots.held(rank, lambda: raise_if(stopped)):
             yield lambda samples, sample_rate: self._measure(stopped, samples, sample_rate)
 
     @contextmanager
@@ -120,19 +120,8 @@ class EncoderPool:
 
         Raises likewise.
         """
-        with self._held_slot(stopped, rank):
+        with self._slots.held(rank, lambda: raise_if(stopped)):
             yield lambda matrices, sung: self._warp(stopped, matrices, sung)
-
-    @contextmanager
-    def _held_slot(self, stopped: Stopped, rank: float) -> Iterator[None]:
-        slot = self._slots.enter(rank)
-        try:
-            while not slot.granted.wait(_WAIT_S):
-                if stopped():
-                    raise Cancelled
-            yield
-        finally:
-            self._slots.leave(slot)
 
     @contextmanager
     def _spare_slots(self, wanted: Format) -> Iterator[int]:
@@ -286,8 +275,7 @@ class _EncoderProcess:
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
         while not answer.endswith(b"\n"):
-            if stopped():
-                raise Cancelled
+            raise_if(stopped)
             if time.monotonic() > deadline:
                 raise EncoderDied(f"no answer in {LONGEST_S:g} s")
             if poll.poll(_POLL_MS):
@@ -303,6 +291,12 @@ class _EncoderProcess:
             return self._process.wait(_WAIT_S)
         except subprocess.TimeoutExpired:
             return self.end()
+
+
+def raise_if(stopped: Stopped) -> None:
+    """Raise ``Cancelled`` when ``stopped`` returns true."""
+    if stopped():
+        raise Cancelled
 
 
 def _request(samples: Samples, sample_rate: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.audio.time_warping import warped
+from acestep_consumer.concurrency import slots
 from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.domain.errors import Cancelled, DiskFull, RenderFailed
 from tests.support.music import music
@@ -270,7 +272,7 @@ def test_a_process_that_takes_too_long_counts_as_dead(
 def test_a_job_that_is_cancelled_while_it_waits_for_an_encoder_ends(
     broken_pool: Callable[[str], EncoderPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_WAIT_S", 0.01)
+    monkeypatch.setattr(slots, "_CHECK_S", 0.01)
     one = broken_pool(HUNG)
     with one.slot(never), pytest.raises(Cancelled), one.slot(lambda: True):
         pass
@@ -286,6 +288,9 @@ def test_of_the_jobs_that_wait_for_an_encoder_those_of_a_lower_rank_go_first(
         with suppress(Cancelled), one.slot(stopped, rank):
             served.append(name)
 
+    def queued(count: int) -> bool:
+        return len(one._slots._queue) == count
+
     threads = []
     with one.slot(never):
         for place, (name, priority) in enumerate(
@@ -294,9 +299,9 @@ def test_of_the_jobs_that_wait_for_an_encoder_those_of_a_lower_rank_go_first(
             stopped = cancelled.is_set if name == "given up" else never
             threads.append(threading.Thread(target=encode, args=(name, rank_of(priority, place), stopped)))
             threads[-1].start()
-            wait_for(lambda place=place: len(one._slots._queue) == place + 1)  # type: ignore[misc]  # of this turn
+            wait_for(partial(queued, place + 1))
         cancelled.set()
-        wait_for(lambda: len(one._slots._queue) == 4)
+        wait_for(partial(queued, 4))
         assert served == []
     for thread in threads:
         thread.join(WITHIN_S)
