@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.messages import ConfigurePlanner
-from acestep_consumer.engine.planner.loading import LmUnusable, import_backend, load
+from acestep_consumer.engine.planner.loading import DeviceCrowded, LmUnusable, import_backend, load
 from acestep_consumer.engine.testing import tiny_lm
 
 WRONG_TORCH = "raise ImportError('vllm/_C.abi3.so: undefined symbol: _ZN3c104cuda9SetDeviceEab')"
@@ -114,6 +114,14 @@ def test_a_vllm_that_cannot_be_used_ends_the_start_where_it_is_insisted_on(
     configure = replace(fake_vllm(version, sources), backend="vllm")
     import_backend(configure)
     with capture_logs(), pytest.raises(LmUnusable, match=f"{tiny_lm.NAME} cannot be loaded. vllm: {why}"):
+        load(configure)
+
+
+def test_a_vllm_that_does_not_start_beside_the_renderer_is_tried_after_it(fake_vllm: FakeVllm) -> None:
+    """Too little memory has many faces. One that cannot be imported is not tried again."""
+    configure = replace(fake_vllm("0.24.0", IMPORTED | {ARGUMENTS: OTHER_INTERFACE}), beside=True)
+    import_backend(configure)
+    with pytest.raises(DeviceCrowded, match="argument 'runner'"):
         load(configure)
 
 
