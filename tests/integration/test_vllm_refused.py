@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.messages import ConfigurePlanner
 from acestep_consumer.engine.planner.loading import DeviceCrowded, LmUnusable, import_backend, load
+from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.engine.testing import tiny_lm
 
 WRONG_TORCH = "raise ImportError('vllm/_C.abi3.so: undefined symbol: _ZN3c104cuda9SetDeviceEab')"
@@ -33,6 +34,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tokens(checkpoints: Path) -> LmTokens:
+    """The model's, read once: 64,000 of them take a second."""
+    return LmTokens.load(checkpoints / tiny_lm.NAME)
+
+
 def write_vllm(folder: Path, version: str, sources: dict[str, str]) -> None:
     """Write a package ``vllm`` with these modules, installed as this version."""
     for name, source in {"__init__": "", **sources}.items():
@@ -45,8 +52,9 @@ def write_vllm(folder: Path, version: str, sources: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> FakeVllm:
+def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path, tokens: LmTokens) -> FakeVllm:
     """Installs such a package for this test, and returns a planner's settings."""
+    monkeypatch.setattr(LmTokens, "load", lambda _: tokens)
     for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
 
