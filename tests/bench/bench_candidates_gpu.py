@@ -19,7 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from acestep_consumer.audio.encoding.pool import EncoderPool, usable_cores
+from acestep_consumer.audio.encoding.pool import EncoderPool
+from acestep_consumer.config.cores import usable_cores
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.engine.messages import Render

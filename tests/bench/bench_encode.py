@@ -29,8 +29,9 @@ import numpy as np
 
 from acestep_consumer.audio.codec import Samples
 from acestep_consumer.audio.encoding.encode import write_by_ffmpeg
-from acestep_consumer.audio.encoding.pool import EncoderPool, usable_cores
+from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.config.cores import usable_cores
 from tests.support.music import music
 
 RATE = 48_000

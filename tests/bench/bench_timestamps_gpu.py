@@ -27,8 +27,9 @@ from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as record
 
 from acestep_consumer.audio.codec import encode
-from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count
+from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.config.cores import encoder_count
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, RequestCallbacks

@@ -312,18 +312,41 @@ def test_a_planner_in_int8_starts_on_transformers(checkpoints: Path) -> None:
     assert load_planner(planner_in_int8(checkpoints)).report.backend == "pt"
 
 
-@pytest.mark.parametrize("start", ["renderer", "planner"])
+STARTS: dict[str, Callable[[Path], object]] = {
+    "renderer": lambda checkpoints: runner_of(checkpoints, "int8"),
+    "planner": lambda checkpoints: load_planner(planner_in_int8(checkpoints)),
+    "planner on vLLM": lambda _: quantization.config_json(),
+}
+REFUSED = pytest.raises(
+    (CheckpointError, LmUnusable, quantization.QuantizationUnavailable),
+    match=r"need torchao.*pip install 'acestep-consumer\[int8\]'",
+)
+
+
+@pytest.mark.parametrize("start", STARTS)
 def test_without_torchao_the_start_says_what_to_install(
     start: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torchao", None)
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    starts: dict[str, Callable[[], object]] = {
-        "renderer": lambda: runner_of(checkpoints, "int8"),
-        "planner": lambda: load_planner(planner_in_int8(checkpoints)),
-    }
-    with pytest.raises((CheckpointError, LmUnusable), match=r"need torchao.*pip install 'acestep-consumer\[int8\]'"):
-        starts[start]()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchao"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with REFUSED:
+        STARTS[start](checkpoints)
+
+
+def takes_nothing() -> None:
+    """A configuration of torchao without the settings that are wanted."""
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("old", [None, takes_nothing], ids=["without its configuration", "with another one"])
+def test_a_torchao_of_another_version_is_refused_at_the_start(
+    start: str, old: Callable[[], None] | None, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torchao.quantization, "Int8WeightOnlyConfig")
+    if old is not None:
+        monkeypatch.setattr(torchao.quantization, "Int8WeightOnlyConfig", old, raising=False)
+    with REFUSED:
+        STARTS[start](checkpoints)
 
 
 @pytest.fixture(scope="module")

@@ -364,8 +364,15 @@ def test_a_turbo_model_is_planned_with_the_steps_and_the_guidance_that_a_worker_
 
 
 def test_auto_that_stops_too_early_is_told_with_the_number_to_set() -> None:
-    notes = " ".join(answer("--card", "H200", "--duration", "120")["notes"])
+    notes = " ".join(answer("--card", "H200", "--duration", "120", ACESTEP_QUEUE_WORKERS_MAX="64")["notes"])
     assert "ACESTEP_QUEUE_WORKERS_MAX = 64: set it to" in notes
+
+
+@pytest.mark.parametrize("workload", [("300",), ("30",), ("30", "--no-thinking")], ids=" ".join)
+def test_auto_reaches_what_the_stages_of_the_largest_card_need(workload: tuple[str, ...]) -> None:
+    found = answer("--card", "H200", "--duration", *workload)
+    assert found["workers"]["recommended"] > 64
+    assert not any("ACESTEP_QUEUE_WORKERS_MAX" in note for note in found["notes"])
 
 
 def test_help_teaches_with_examples() -> None:

@@ -4,6 +4,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from acestep_consumer.audio import codec
+from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.concurrency.priority import rank_of
+from acestep_consumer.concurrency.slots import RankedSlots
 from acestep_consumer.domain.errors import Cancelled, RenderFailed, ResourceExhausted
 from acestep_consumer.domain.job import Rendering, Sources
 from acestep_consumer.engine.messages import Render
@@ -303,6 +306,61 @@ def test_jobs_that_wait_for_memory_are_admitted_by_rank(
     )
     order = [seed_of(sample) for batch in harness.batches for sample in batch.samples]
     assert order[::2] == [2, 3, 0, 1, 4]
+
+
+def test_songs_that_wait_for_an_encoder_get_it_by_rank(harness: SchedulerHarness, tmp_path: Path) -> None:
+    """One encoder, and another song has it while these are decoded."""
+    pool, served = EncoderPool(1), list[int]()
+    resources = RenderResources(harness.scheduler, encoders=pool)
+
+    def make(seed: int, priority: int) -> None:
+        def report(fraction: float, stage: str) -> None:
+            if stage == "encode" and not fraction:
+                served.append(seed)
+
+        rank = rank_of(priority, 1000.0 + seed)
+        message = render_message(tmp_path / str(seed), audio_duration=0.4, seeds=(seed,), rank=rank)
+        message.folder.mkdir(parents=True)
+        render(resources, message, report, lambda: False)
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            with pool.slot(lambda: False):
+                done = [threads.submit(make, seed, priority) for seed, priority in enumerate((0, 0, 5, 9))]
+                wait_for(lambda: len(pool._slots._queue) == 4)
+            for each in done:
+                each.result(WITHIN_S)
+    finally:
+        pool.close()
+    assert served == [3, 2, 0, 1]
+
+
+def test_inputs_that_wait_for_a_decoder_are_decoded_by_rank(
+    harness: SchedulerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One decoder, which another input has. A job that is cancelled while it waits ends."""
+    decoders, cancelled, decoded = RankedSlots(1), threading.Event(), list[str]()
+    resources = RenderResources(harness.scheduler, decoders=decoders)
+    monkeypatch.setattr(codec, "decode", lambda path, **_: decoded.append(path.name))
+
+    def queued(count: int) -> bool:
+        return len(decoders._queue) == count
+
+    def decode(name: str, priority: int) -> None:
+        def stopped() -> bool:
+            return name == "given up" and cancelled.is_set()
+
+        with suppress(Cancelled):
+            resources.decode(tmp_path / name, RATE, "the source audio", stopped, rank_of(priority, 1000.0))
+
+    with ThreadPoolExecutor(4) as threads, decoders.held(0, lambda: None):
+        arrivals = (("first", 0), ("given up", 5), ("second", 0), ("urgent", 9))
+        for place, (name, priority) in enumerate(arrivals):
+            threads.submit(decode, name, priority)
+            wait_for(partial(queued, place + 1))
+        cancelled.set()
+        wait_for(partial(queued, 3))
+    assert decoded == ["urgent", "first", "second"]
 
 
 def test_two_models_take_turns_step_by_step(harness: SchedulerHarness, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "concurrency": "",
     "domain": "schemas",
     "policy": "domain schemas",
-    "audio": "domain",
+    "audio": "concurrency domain",
     "storage": "config domain schemas",
     "broker": "config domain schemas",
     "inputs": "config domain concurrency schemas",

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asyncio locks: one holder per key, and shared or exclusive."""
+"""Locks of asyncio, one holder per key, and shared or exclusive; queues by priority; slots for threads."""

@@ -26,7 +26,7 @@ def set_up_logs(level: LogLevel, style: Literal["auto", "console", "json"]) -> b
     last: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
+        else [_console_renderer()]
     )
     structlog.configure(
         processors=[_threshold, _add_module, *shared, *last],
@@ -46,6 +46,13 @@ def set_log_level(level: LogLevel) -> None:
     logging.getLogger().setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     for noisy in ("botocore", "urllib3", "s3transfer", "boto3", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.INFO if level == "debug" else logging.NOTSET)
+
+
+def _console_renderer() -> Processor:
+    """Return the renderer for terminals. Its own tracebacks show the variables: secrets, and models of any size."""
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
+    )
 
 
 class _Stderr:

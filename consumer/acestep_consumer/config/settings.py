@@ -257,7 +257,7 @@ class BrokerSettings(Section):
         "ACESTEP_QUEUE_WORKERS", 1, "concurrent jobs per worker (prefetch); `auto`: tuned at run time"
     )
     queue_workers_max: int = variable(
-        "ACESTEP_QUEUE_WORKERS_MAX", 64, "upper limit for `ACESTEP_QUEUE_WORKERS=auto`", ge=1, le=1024
+        "ACESTEP_QUEUE_WORKERS_MAX", 256, "upper limit for `ACESTEP_QUEUE_WORKERS=auto`", ge=1, le=1024
     )
     max_message_bytes: int = variable(
         "ACESTEP_MAX_MESSAGE_BYTES", 1 << 20, "largest accepted request body, bytes", ge=1024, le=128 << 20
@@ -375,7 +375,7 @@ class EngineSettings(Section):
     encoders: int | None = variable(
         "ACESTEP_ENCODERS",
         None,
-        "processes that encode songs, at most one per CPU core; unset: one per core, up to 16",
+        "processes that encode songs, at most one per CPU core, which the workers of `--gpus` share; unset: up to 16",
         ge=1,
     )
     score_table: Path_ | None = variable(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from acestep_consumer.config.cores import encoder_count
 from acestep_consumer.config.settings import EngineSettings, Settings, WorkerSettings
 from acestep_consumer.multi_gpu.selection import Gpu
 
@@ -58,16 +59,11 @@ def place(gpus: Sequence[Gpu], settings: Settings, *, log_format: Literal["conso
                 "ACESTEP_WORKER_ID": _worker_id(base, gpu),
                 "ACESTEP_HTTP_PORT": str(_port(settings.worker, position)),
                 "ACESTEP_LOG_FORMAT": log_format,
-                "ACESTEP_ENCODERS": str(settings.engine.encoders or _encoders(len(gpus))),
+                "ACESTEP_ENCODERS": str(encoder_count(settings.engine.encoders, len(gpus))),
             },
         )
         for position, gpu in enumerate(gpus)
     )
-
-
-def _encoders(workers: int) -> int:
-    """Return one worker's part of the CPU cores: by default it would start an encoder for each of them."""
-    return max(1, min(16, (os.cpu_count() or 1) // workers))
 
 
 def _worker_id(base: str, gpu: Gpu) -> str:

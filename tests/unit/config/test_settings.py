@@ -168,7 +168,7 @@ def test_a_malformed_network_is_answered_with_examples(network: str) -> None:
 )
 def test_workers_are_a_number_or_left_to_the_worker(text: str, value: int | None, at_start: int) -> None:
     broker = load({"ACESTEP_QUEUE_WORKERS": text}, None).broker
-    assert (broker.queue_workers, broker.workers_at_start, broker.queue_workers_max) == (value, at_start, 64)
+    assert (broker.queue_workers, broker.workers_at_start, broker.queue_workers_max) == (value, at_start, 256)
 
 
 def test_a_word_for_the_workers_that_is_not_auto_is_answered_with_the_choice() -> None:

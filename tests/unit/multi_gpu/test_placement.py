@@ -3,6 +3,7 @@
 
 import pytest
 
+from acestep_consumer.config import cores
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.multi_gpu.placement import ConflictingSetting, Placement, check, place
@@ -17,7 +18,7 @@ def settings(**variables: str) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
 
 
 def placements(**variables: str) -> tuple[Placement, ...]:
@@ -49,8 +50,9 @@ def test_a_worker_reads_its_placement_without_complaint() -> None:
         check(loaded.engine.model_copy(update={"device": "auto"}))
 
 
-def test_a_number_of_encoders_that_is_set_holds_for_each_worker() -> None:
-    assert {each.environment["ACESTEP_ENCODERS"] for each in placements(ACESTEP_ENCODERS="7")} == {"7"}
+@pytest.mark.parametrize(("wanted", "each"), [("3", "3"), ("7", "4")])
+def test_a_number_of_encoders_that_is_set_holds_for_each_worker_as_far_as_cores_reach(wanted: str, each: str) -> None:
+    assert {place.environment["ACESTEP_ENCODERS"] for place in placements(ACESTEP_ENCODERS=wanted)} == {each}
 
 
 def test_port_0_stays_0_for_all() -> None:

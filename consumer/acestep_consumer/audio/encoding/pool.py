@@ -28,14 +28,12 @@ from acestep_consumer.audio.codec import Encode, Samples, encode_with
 from acestep_consumer.audio.formats import Format
 from acestep_consumer.audio.levels import Levels
 from acestep_consumer.audio.time_warping import Matrix, Warp, WarpedLyrics
+from acestep_consumer.concurrency.slots import RankedSlots
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
 
 Stopped = Callable[[], bool]
 Measure = Callable[[Samples, int], dict[str, float] | None]
 """``audio.measures.measures_of``, in whatever process."""
-
-MOST_ENCODERS: Final = 16
-"""Processes without a setting: more than the songs of one GPU need."""
 
 TRIES: Final = 2
 """Encoders that may die of a song before its job fails."""
@@ -57,16 +55,6 @@ _ANSWER_BYTES = 1 << 16
 log = structlog.get_logger()
 
 
-def usable_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def encoder_count(wanted: int | None) -> int:
-    """Return how many encoders to run: as many as wanted, by default one for each core, and never more."""
-    return min(usable_cores(), wanted or MOST_ENCODERS)
-
-
 class EncoderDied(Exception):
     """The process ended without an answer, or was killed for taking too long."""
 
@@ -80,8 +68,8 @@ class EncoderPool:
     def __init__(self, size: int, command: Sequence[str] = _COMMAND) -> None:
         self.size = size
         self._command = command
-        self._slots = threading.BoundedSemaphore(size)
-        self._spare = threading.BoundedSemaphore(size // _SLOTS_A_SPARE)
+        self._slots = RankedSlots(size)
+        self._spare = RankedSlots(size // _SLOTS_A_SPARE)
         self._lock = threading.Lock()
         self._idle: list[_EncoderProcess] = []
 
@@ -103,46 +91,37 @@ class EncoderPool:
             process.end()
 
     @contextmanager
-    def slot(self, stopped: Stopped) -> Iterator[Encode]:
+    def slot(self, stopped: Stopped, rank: float = 0.0) -> Iterator[Encode]:
         """Wait for an encoder, and yield the function that encodes with it, as ``audio.codec.encode`` does.
 
-        A job waits before its samples are copied, so that shared memory holds as many songs as there are encoders.
+        Of the jobs that wait, those of a lower ``rank`` go first. A job waits before its samples are copied, so that
+        shared memory holds as many songs as there are encoders.
 
         Raises:
             Cancelled: ``stopped``, polled here and in the function, returned true.
         """
-        with self._held_slot(stopped):
+        with self._slots.held(rank, lambda: raise_if(stopped)):
             yield lambda samples, stem, audio_format, sample_rate: encode_with(
                 lambda *song: self._write(stopped, *song), samples, stem, audio_format, sample_rate
             )
 
     @contextmanager
-    def measurer(self, stopped: Stopped) -> Iterator[Measure]:
+    def measurer(self, stopped: Stopped, rank: float = 0.0) -> Iterator[Measure]:
         """Wait for an encoder, and yield the function that measures with it, as ``audio.measures.measures_of`` does.
 
         Raises likewise; the function raises ``RenderFailed`` as well.
         """
-        with self._held_slot(stopped):
+        with self._slots.held(rank, lambda: raise_if(stopped)):
             yield lambda samples, sample_rate: self._measure(stopped, samples, sample_rate)
 
     @contextmanager
-    def warper(self, stopped: Stopped) -> Iterator[Warp]:
+    def warper(self, stopped: Stopped, rank: float = 0.0) -> Iterator[Warp]:
         """Wait for an encoder, and yield the function that aligns lyrics with it, as ``time_warping.warped`` does.
 
         Raises likewise.
         """
-        with self._held_slot(stopped):
+        with self._slots.held(rank, lambda: raise_if(stopped)):
             yield lambda matrices, sung: self._warp(stopped, matrices, sung)
-
-    @contextmanager
-    def _held_slot(self, stopped: Stopped) -> Iterator[None]:
-        while not self._slots.acquire(timeout=_WAIT_S):
-            if stopped():
-                raise Cancelled
-        try:
-            yield
-        finally:
-            self._slots.release()
 
     @contextmanager
     def _spare_slots(self, wanted: Format) -> Iterator[int]:
@@ -155,10 +134,10 @@ class EncoderPool:
 
     def _take_spare(self, taken: ExitStack) -> bool:
         with ExitStack() as both:
-            for semaphore in (self._spare, self._slots):
-                if not semaphore.acquire(blocking=False):
+            for slots in (self._spare, self._slots):
+                if (slot := slots.enter_now()) is None:
                     return False
-                both.callback(semaphore.release)
+                both.callback(slots.leave, slot)
             taken.push(both.pop_all())
         return True
 
@@ -296,8 +275,7 @@ class _EncoderProcess:
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
         while not answer.endswith(b"\n"):
-            if stopped():
-                raise Cancelled
+            raise_if(stopped)
             if time.monotonic() > deadline:
                 raise EncoderDied(f"no answer in {LONGEST_S:g} s")
             if poll.poll(_POLL_MS):
@@ -313,6 +291,12 @@ class _EncoderProcess:
             return self._process.wait(_WAIT_S)
         except subprocess.TimeoutExpired:
             return self.end()
+
+
+def raise_if(stopped: Stopped) -> None:
+    """Raise ``Cancelled`` when ``stopped`` returns true."""
+    if stopped():
+        raise Cancelled
 
 
 def _request(samples: Samples, sample_rate: int) -> dict[str, Any]:

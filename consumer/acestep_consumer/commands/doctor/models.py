@@ -3,7 +3,6 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.planner import registry as lms
+from acestep_consumer.engine.planner.vllm_versions import version_fault
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
 from acestep_consumer.engine.renderer.checkpoints.component_files import faults_of_lm, faults_of_pipeline
 from acestep_consumer.engine.renderer.checkpoints.original_layout import open_original
@@ -47,12 +47,11 @@ async def check_lm(settings: Settings, machine: Machine, environ: Mapping[str, s
     for warning in plan.warnings:
         yield warn("language model", warning)
     yield await run_in_thread(lambda: judge_lm(plan, engine.checkpoint_dir, environ))
-    if engine.lm_backend == "vllm" and find_spec("vllm") is None:
-        yield fail("language model", "ACESTEP_LM_BACKEND is vllm, but vLLM is not installed", _VLLM)
+    if (finding := judge_vllm(engine, vram_gb)) is not None:
+        yield finding
 
 
 _WITHOUT_LM: Final = "put it there, or set ACESTEP_LM_MODEL_PATH; ACESTEP_INIT_LLM=false runs without it"
-_VLLM: Final = "pip install 'acestep-consumer[vllm]', or unset ACESTEP_LM_BACKEND"
 
 
 def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> Finding:
@@ -93,6 +92,19 @@ def judge_lm(plan: LmPlan, checkpoint_dir: Path | None, environ: Mapping[str, st
     if folder is None:
         return _from_hub(check, hub_id, environ)
     return _complete(check, folder, tuple(faults_of_lm(folder)))
+
+
+def judge_vllm(engine: EngineSettings, vram_gb: float) -> Finding | None:
+    """Report a vLLM that is missing or does not fit, where it is insisted on, or would be used on a GPU."""
+    if engine.lm_backend == "pt" or (fault := version_fault()) is None:
+        return None
+    said, _, fix = fault.rpartition(": ")
+    if engine.lm_backend == "vllm":
+        return fail("vLLM", f"ACESTEP_LM_BACKEND is vllm, but {said}", f"{fix}, or unset ACESTEP_LM_BACKEND")
+    if not vram_gb or engine.lm_offload:
+        return None
+    said = f"{said}; the language model runs on transformers, which is slower"
+    return warn("vLLM", said, f"{fix}, or ACESTEP_LM_BACKEND=pt to silence this")
 
 
 def _complete(check: str, folder: Path, faults: tuple[str, ...]) -> Finding:

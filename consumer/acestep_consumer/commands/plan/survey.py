@@ -25,6 +25,7 @@ from acestep_consumer.commands.plan.answer import (
 from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.commands.plan.model_size import size_of_dit
 from acestep_consumer.commands.terminal import plural
+from acestep_consumer.config.cores import usable_cores
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.policy import benchmarks
@@ -152,7 +153,7 @@ class PlanSurvey:
     def _cores_there(self) -> int | None:
         if self._asked.cores is not None:
             return self._asked.cores
-        return os.cpu_count() if self._found.by in ("nvidia-smi", "torch") else None
+        return usable_cores() if self._found.by in ("nvidia-smi", "torch") else None
 
     def _thinks(self) -> bool:
         return self._asked.thinking and self._lm_plan is not None

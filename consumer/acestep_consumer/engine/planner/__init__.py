@@ -5,5 +5,5 @@ Reading order. A job: ``service`` (requests), ``planning`` (phases of one job), 
 ``grammar``, ``metadata``, ``tokens``. The model: ``engine_loop`` (steps a backend), ``backend`` (the interface),
 ``sequence``, ``guidance`` (logits to tokens), ``token_masks`` (grammars). On transformers: ``transformers_backend``,
 ``row_cache``, ``row_table``. On vLLM: ``vllm_backend``, ``vllm_engine``, ``vllm_worker``, ``vllm_guidance``,
-``vllm_sequence``, ``vllm_int8``. Start: ``loading``, ``registry``.
+``vllm_sequence``, ``vllm_int8``, ``vllm_versions``. Start: ``loading``, ``registry``.
 """

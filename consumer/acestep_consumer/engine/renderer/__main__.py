@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
 
+from acestep_consumer.config.cores import encoder_count
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.heartbeat import heartbeat
@@ -103,7 +104,7 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
             device = inspect(configure.settings)
             # Before the other packages, which take longer: the planner waits for this.
             pipe.send(DeviceFound(device=device.device, vram_gb=device.vram_gb))
-            from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count  # noqa: PLC0415
+            from acestep_consumer.audio.encoding.pool import EncoderPool  # noqa: PLC0415
             from acestep_consumer.engine.renderer.checkpoints.registry import CheckpointError  # noqa: PLC0415
             from acestep_consumer.engine.renderer.service import RendererService  # noqa: PLC0415
             from acestep_consumer.engine.renderer.startup import open_runtime  # noqa: PLC0415

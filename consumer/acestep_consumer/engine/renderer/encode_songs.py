@@ -108,7 +108,7 @@ class SongEncoder:
         for index, seed in enumerate(self._job.seeds):
             decoded = self._next_song(songs)
             aligned = self._aligned(decoded)
-            with self._resources.encoder(self._stopped) as encode:
+            with self._resources.encoder(self._stopped, self._job.rank) as encode:
                 self._report(index / count, "encode")
                 begun = perf_counter()
                 song = _Song(seed, self._finished(decoded.audio), aligned, decoded.latents)
@@ -129,7 +129,7 @@ class SongEncoder:
         for index, seed in enumerate(self._job.seeds):
             decoded = self._next_song(songs)
             last_s = perf_counter()
-            with self._resources.measurer(self._stopped) as measure:
+            with self._resources.measurer(self._stopped, self._job.rank) as measure:
                 self._report(index / work, "encode")
                 audio = self._finished(decoded.audio)
                 measures = measure(audio.numpy(), self._model.sample_rate)
@@ -142,7 +142,7 @@ class SongEncoder:
         tracks = []
         for place, song in enumerate(chosen.best):
             self._raise_if_stopped()
-            with self._resources.encoder(self._stopped) as encode:
+            with self._resources.encoder(self._stopped, self._job.rank) as encode:
                 self._report((len(self._job.seeds) + place) / work, "encode")
                 tracks.append(self._track(encode, song, place))
         self._report(1.0, "encode")
@@ -188,7 +188,7 @@ class SongEncoder:
         matrices, song.matrices = song.matrices, None
         if matrices is None or song.lyrics is None:
             return None
-        with self._resources.warper(self._stopped) as warp:
+        with self._resources.warper(self._stopped, self._job.rank) as warp:
             found = align(matrices.wait(), song.lyrics, self._resources.scheduler.frame_s(self._model.name), warp)
         if found is None:
             self.warnings.append("the lyrics of a song could not be aligned: their attention is not numbers")

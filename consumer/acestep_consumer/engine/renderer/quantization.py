@@ -178,10 +178,11 @@ def parts_of(weight: Any) -> Iterator[torch.Tensor]:
 
 
 def _config() -> Any:
-    from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415 - as above
+    with _torchao_wanted():
+        from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415 - as above
 
-    # Its settings of the compiler are for all that this process compiles, and make that take minutes.
-    return Int8WeightOnlyConfig(set_inductor_config=False)
+        # Its settings of the compiler are for all that this process compiles, and make that take minutes.
+        return Int8WeightOnlyConfig(set_inductor_config=False)
 
 
 def _is_in_a_layer(module: nn.Module, name: str) -> bool:
@@ -192,7 +193,7 @@ def _is_in_a_layer(module: nn.Module, name: str) -> bool:
 def _torchao_wanted() -> Iterator[None]:
     try:
         yield
-    except (ImportError, AttributeError, KeyError) as error:
+    except (ImportError, AttributeError, KeyError, TypeError) as error:
         name = ((error.name if isinstance(error, ImportError) else None) or "torchao").partition(".")[0]
         raise QuantizationUnavailable(
             f"weights in int8 need {name}, which is missing, or of a version that does not fit: {INSTALL}"

@@ -92,7 +92,7 @@ def _tokenize(resources: RenderResources, message: TokenizeAudio, stopped: Stopp
     name = message.job.model.used
     model = resources.scheduler.models[name]
     rate = model.sample_rate
-    audio = resources.decode(message.sources.source, rate, "the source audio", stopped)
+    audio = resources.decode(message.sources.source, rate, "the source audio", stopped, message.job.rank)
     _require_length(audio, model, "the source audio")
     codes = resources.scheduler.tokenize_audio(name, torch.from_numpy(audio), message.job.seeds[0])
     return TokenizedSource(codes=format_codes(codes), source_s=audio.shape[-1] / rate)
@@ -158,7 +158,7 @@ class _JobRenderer:
         def decode(path: Path | None, what: str) -> torch.Tensor | None:
             if path is None:
                 return None
-            audio = self._resources.decode(path, self._model.sample_rate, what, self._stopped)
+            audio = self._resources.decode(path, self._model.sample_rate, what, self._stopped, self._job.rank)
             _require_length(audio, self._model, what)
             return torch.from_numpy(audio)
 

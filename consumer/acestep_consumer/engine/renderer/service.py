@@ -10,7 +10,9 @@ from typing import NoReturn
 import structlog
 import torch
 
-from acestep_consumer.audio.encoding.pool import EncoderPool, usable_cores
+from acestep_consumer.audio.encoding.pool import EncoderPool
+from acestep_consumer.concurrency.slots import RankedSlots
+from acestep_consumer.config.cores import usable_cores
 from acestep_consumer.config.logs import set_log_level
 from acestep_consumer.domain.errors import ConsumerError, DiskFull
 from acestep_consumer.domain.job import Rendering, TokenizedSource
@@ -67,11 +69,10 @@ class RendererService:
         self._runtime = runtime
         self._send = send
         self._on_device_lost = on_device_lost
-        decoders = threading.BoundedSemaphore(usable_cores())
         self._resources = RenderResources(
             runtime.scheduler,
             max_input_s,
-            decoders,
+            RankedSlots(usable_cores()),
             encoders,
             tags=runtime.settings.tags,
             scores=scores,

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import pytest
 
 from acestep_consumer.audio import codec
 from acestep_consumer.audio.encoding import pool as module
-from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count, usable_cores
+from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.audio.time_warping import warped
+from acestep_consumer.concurrency import slots
+from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.domain.errors import Cancelled, DiskFull, RenderFailed
 from tests.support.music import music
 from tests.support.waiting import WITHIN_S
@@ -269,10 +272,42 @@ def test_a_process_that_takes_too_long_counts_as_dead(
 def test_a_job_that_is_cancelled_while_it_waits_for_an_encoder_ends(
     broken_pool: Callable[[str], EncoderPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_WAIT_S", 0.01)
+    monkeypatch.setattr(slots, "_CHECK_S", 0.01)
     one = broken_pool(HUNG)
     with one.slot(never), pytest.raises(Cancelled), one.slot(lambda: True):
         pass
+
+
+def test_of_the_jobs_that_wait_for_an_encoder_those_of_a_lower_rank_go_first(
+    broken_pool: Callable[[str], EncoderPool],
+) -> None:
+    """Three songs of priority 0, one of 9 that comes last, and one whose job is cancelled meanwhile."""
+    one, served, cancelled = broken_pool(HUNG), list[str](), threading.Event()
+
+    def encode(name: str, rank: float, stopped: Callable[[], bool]) -> None:
+        with suppress(Cancelled), one.slot(stopped, rank):
+            served.append(name)
+
+    def queued(count: int) -> bool:
+        return len(one._slots._queue) == count
+
+    threads = []
+    with one.slot(never):
+        for place, (name, priority) in enumerate(
+            [("first", 0), ("second", 0), ("given up", 5), ("third", 0), ("urgent", 9)]
+        ):
+            stopped = cancelled.is_set if name == "given up" else never
+            threads.append(threading.Thread(target=encode, args=(name, rank_of(priority, place), stopped)))
+            threads[-1].start()
+            wait_for(partial(queued, place + 1))
+        cancelled.set()
+        wait_for(partial(queued, 4))
+        assert served == []
+    for thread in threads:
+        thread.join(WITHIN_S)
+    assert served == ["urgent", "first", "second", "third"]
+    with one.slot(never):  # each slot is free again
+        assert one._slots.enter_now() is None
 
 
 PARENT = """
@@ -295,10 +330,3 @@ def test_all_processes_end_when_the_renderer_is_killed_in_the_middle_of_a_song(t
         wait_for((tmp_path / "song.aac").exists)
         parent.kill()
     wait_for(lambda: not any(is_running(pid) for pid in pids))
-
-
-def test_there_are_never_more_encoders_than_cores() -> None:
-    cores = usable_cores()
-    assert encoder_count(None) == min(cores, 16)
-    assert encoder_count(cores + 1) == cores
-    assert encoder_count(1) == 1

@@ -57,7 +57,7 @@ from acestep_consumer.commands.doctor.machine import (
     judge_gpu,
     judge_tier,
 )
-from acestep_consumer.commands.doctor.models import judge_lm, judge_model
+from acestep_consumer.commands.doctor.models import judge_lm, judge_model, judge_vllm
 from acestep_consumer.commands.doctor.policies import judge_policies
 from acestep_consumer.commands.doctor.probe import Probe, run
 from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip, warn
@@ -71,6 +71,7 @@ from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.engine.planner import vllm_versions
 from acestep_consumer.engine.renderer.checkpoints.component_files import faults_of_lm, faults_of_pipeline
 from acestep_consumer.policy.benchmarks import lm_size
 from acestep_consumer.policy.lm_choice import LmPlan
@@ -639,6 +640,32 @@ def test_a_language_model_that_is_missing_stops_only_who_insists_on_it(tmp_path:
     hub = judge_lm(lm_plan("acestep-5Hz-lm-0.6B", required=True), tmp_path, NO_HUB)
     assert hub.level == "warn"
     assert "ACE-Step/acestep-5Hz-lm-0.6B is not on this disk yet" in hub.said
+
+
+@pytest.mark.parametrize(
+    ("settings", "vram_gb", "found", "level"),
+    [
+        ({}, 24, "0.24.0", None),
+        ({}, 24, "0.34.0", "warn"),
+        ({}, 24, None, "warn"),
+        ({}, 0, None, None),
+        ({"ACESTEP_LM_OFFLOAD_TO_CPU": "true"}, 24, None, None),
+        ({"ACESTEP_LM_BACKEND": "pt"}, 24, None, None),
+        ({"ACESTEP_LM_BACKEND": "vllm"}, 0, None, "fail"),
+        ({"ACESTEP_LM_BACKEND": "vllm"}, 24, "0.19.1", "fail"),
+        ({"ACESTEP_LM_BACKEND": "vllm"}, 24, "0.33.0", None),
+    ],
+)
+def test_a_vllm_that_a_worker_could_not_use_is_told(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], vram_gb: float, found: str | None, level: str | None
+) -> None:
+    monkeypatch.setattr(vllm_versions, "installed_version", lambda: found and f"vllm {found}")
+    finding = judge_vllm(load(settings, env_file=None).engine, vram_gb)
+    assert (finding and finding.level) == level
+    if finding is not None:
+        said = "vLLM is not installed" if found is None else f"vllm {found} is installed"
+        assert f"{said}; this backend works with vllm 0.20 to 0.33" in finding.said
+        assert str(finding.fix).startswith("pip install 'acestep-consumer[vllm]', or ")
 
 
 # Probes and the report
