@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Computes what differs from worker to worker: GPU, worker id, port. Pure."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
