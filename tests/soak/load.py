@@ -19,6 +19,7 @@ from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from pika.exceptions import AMQPError as PikaError
 from pika.exceptions import NackError, UnroutableError
 
+from acestep_consumer.broker.channel_numbers import connect
 from acestep_consumer.broker.topology import CONTROL, MAX_PRIORITY, REQUESTS
 from tests.support.waiting import eventually
 
@@ -339,9 +340,7 @@ class Producer:
         async with self._connecting:
             if self._channel is None or self._channel.is_closed:
                 await self._close()
-                self._connection = await aio_pika.connect(
-                    self._url, timeout=10, client_properties={"connection_name": "producer"}
-                )
+                self._connection = await connect(self._url, "producer", 10)
                 self._channel = await self._connection.channel(on_return_raises=True)
             return self._channel
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aio_pika.connection import Connection
+from yarl import URL
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -45,6 +46,20 @@ class NumberedConnection(Connection):
         number = next((number for number in candidates if number not in opened.channels), None)
         self._last_number = number or self._last_number
         return number
+
+
+async def connect(url: URL | str, name: str, timeout_s: float) -> AbstractConnection:
+    """Return an open connection of this name, with the exceptions of aio-pika and aiormq.
+
+    One that cannot be opened is closed: else its destructor does it, when there may be no event loop any more.
+    """
+    connection = NumberedConnection(URL(url), client_properties={"connection_name": name})
+    try:
+        await connection.connect(timeout=timeout_s)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
 
 def version_of(connection: AbstractConnection) -> str | None:

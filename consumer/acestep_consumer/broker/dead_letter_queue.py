@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, cast
 
-import aio_pika
 from aio_pika import exceptions as amqp
 from pamqp.commands import Basic
 
 from acestep_consumer.broker import lenient_codec
+from acestep_consumer.broker.channel_numbers import connect
 from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, format_of, requeued_properties
 from acestep_consumer.broker.errors import (
     CHECK_BROKER,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from acestep_consumer.config.settings import BrokerSettings
 
 CONNECT_TIMEOUT_S = 10.0
+_NAME = "acestep-consumer dead"
 CALL_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 3.0
 
@@ -108,10 +109,10 @@ class DeadLetterQueue:
         *others, last = self._urls
         for url in others:
             with suppress(ConnectionLost), mapped():
-                return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S)
+                return await connect(url, _NAME, CONNECT_TIMEOUT_S)
         try:
             with mapped():
-                return await aio_pika.connect(last, timeout=CONNECT_TIMEOUT_S)
+                return await connect(last, _NAME, CONNECT_TIMEOUT_S)
         except ConnectionLost as loss:
             raise ConnectionLost(f"no connection to the broker: {describe(loss)}; {CHECK_BROKER}") from loss
 

@@ -15,7 +15,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 from yarl import URL
 
 from acestep_consumer.broker.backoff import backoff
-from acestep_consumer.broker.channel_numbers import NumberedConnection
+from acestep_consumer.broker.channel_numbers import connect
 from acestep_consumer.broker.errors import (
     CHECK_BROKER,
     BrokerError,
@@ -251,15 +251,8 @@ async def _publish(channel: AbstractChannel, exchange: str, routing_key: str, me
 
 
 async def _connect(url: URL) -> AbstractConnection:
-    connection = NumberedConnection(url, client_properties={"connection_name": "acestep client"})
-    try:
-        with checked():
-            await connection.connect(timeout=CONNECT_TIMEOUT_S)
-    except BaseException:
-        # Else its destructor closes it, when there may be no event loop any more.
-        await connection.close()
-        raise
-    return connection
+    with checked():
+        return await connect(url, "acestep client", CONNECT_TIMEOUT_S)
 
 
 def _is_lost(connection: AbstractConnection) -> bool:

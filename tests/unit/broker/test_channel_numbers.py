@@ -4,9 +4,10 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from yarl import URL
 
-from acestep_consumer.broker.channel_numbers import NumberedConnection
+from acestep_consumer.broker.channel_numbers import NumberedConnection, connect
 
 
 async def numbered(taken: set[int], channel_max: int) -> NumberedConnection:
@@ -41,3 +42,16 @@ async def test_a_number_that_the_caller_chose_stays() -> None:
     connection = await numbered(taken=set(), channel_max=0)
     chosen: Any = connection.channel(7)
     assert chosen._channel_number == 7
+
+
+async def test_a_connection_that_cannot_be_opened_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[NumberedConnection] = []
+
+    async def refused(connection: NumberedConnection, **_: object) -> None:
+        made.append(connection)
+        raise ConnectionRefusedError("nobody listens")
+
+    monkeypatch.setattr(NumberedConnection, "connect", refused)
+    with pytest.raises(ConnectionRefusedError):
+        await connect("amqp://localhost", "a", 1)
+    assert [connection.is_closed for connection in made] == [True]
