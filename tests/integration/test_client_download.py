@@ -310,6 +310,22 @@ async def test_a_file_system_without_locks_is_no_hindrance(
     assert (await fetch(store, tmp_path)).read_bytes() == SONG
 
 
+async def test_no_part_is_open_when_it_is_renamed_on_windows_which_refuses_that(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def refuses_open_files(source: Path, target: Path) -> None:
+        if str(source) in map(os.path.realpath, Path("/proc/self/fd").iterdir()):
+            raise PermissionError(errno.EACCES, "used by another process", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuses_open_files)
+    monkeypatch.setattr(download_module, "sys", Mock(platform="win32"))
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+    assert files(tmp_path) == [tmp_path / f"{ID}-0.wav"]
+
+
 async def test_a_storage_that_says_nothing_is_given_up_as_soon_as_one_that_refuses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

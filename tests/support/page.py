@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from unittest.mock import patch
 
 import numpy as np
-from aiohttp.test_utils import TestServer
 from pydantic import BaseModel
 
 from acestep_consumer.audio.peaks import peaks_of
 from acestep_consumer.client.results import Results
 from acestep_consumer.client.uploads import UploadStore
+from acestep_consumer.commands.http_site import site
 from acestep_consumer.config.settings import load
 from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.job_board import JobBoard, QueueState
@@ -143,5 +143,5 @@ async def served_page() -> AsyncIterator[ServedPage]:
     board.set_queue_state(QueueState(broker=True, waiting=0, workers=1))
     # Updates come as they happen: tests need not wait for what spares a person's browser.
     with patch("acestep_consumer.webui.server.BETWEEN_UPDATES_S", 0.01):
-        async with TestServer(server.application(OriginCheck("127.0.0.1"))) as running:
-            yield ServedPage(str(running.make_url("/")).rstrip("/"), board, client, results)
+        async with site(server.application(OriginCheck("127.0.0.1")), "127.0.0.1", 0, close_s=1) as url:
+            yield ServedPage(url, board, client, results)

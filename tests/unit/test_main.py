@@ -92,6 +92,15 @@ def test_a_command_works_with_closed_streams(command: str, closed: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_programs_that_a_command_starts_have_its_streams_too() -> None:
+    code = (
+        "import subprocess; from acestep_consumer.commands.base import open_missing_streams; open_missing_streams(); "
+        "raise SystemExit(subprocess.run(['test', '-e', '/dev/fd/1'], close_fds=True).returncode)"
+    )
+    done = in_a_shell(f'"{sys.executable}" -c "{code}" >&-')
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 CLEANS_UP = """
 import asyncio, os, signal
 from acestep_consumer.commands.base import run_to_end

@@ -218,6 +218,9 @@ class _Download:
 
 def _lock(path: Path) -> int | None:
     """Return a descriptor that locks a file, made where it is missing, until it is closed; None: it is locked."""
+    if sys.platform == "win32":  # which has other locks, and renames no file that is open
+        path.touch()
+        return os.open(os.devnull, os.O_RDONLY)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -233,15 +236,14 @@ def _lock(path: Path) -> int | None:
 
 
 def _lock_at_once(descriptor: int) -> None:
-    if sys.platform != "win32":
-        import fcntl  # noqa: PLC0415 - not there on Windows, where programs that subscribe may run too
+    import fcntl  # noqa: PLC0415 - not there on Windows, where programs that subscribe may run too
 
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            _log.debug("no lock on a download: %s", error)  # as on some network file systems
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        _log.debug("no lock on a download: %s", error)  # as on some network file systems
 
 
 def _name(job: Completed, audio: Audio) -> str:

@@ -47,12 +47,16 @@ note = Console(stderr=True, highlight=False)
 
 
 def open_missing_streams() -> None:
-    """Open the null device in place of streams that are closed (``>&-``), which Python leaves out."""
+    """Open the null device in place of streams that are closed (``>&-``), which Python leaves out.
+
+    Programs that this one starts inherit it, as they do other streams: their numbers are not free there either.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one, and no socket does
+            # It gets the lowest number that is free: this one, and no socket does.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - it takes no name
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 

@@ -93,7 +93,7 @@ class PageServer:
 
     def application(self, origin_check: OriginCheck) -> web.Application:
         """Return the application; requests that ``origin_check`` refuses reach no route."""
-        app = web.Application(middlewares=[origin_check.middleware], client_max_size=MAX_REQUEST_BYTES)
+        app = web.Application(middlewares=[origin_check.middleware, _end_abandoned], client_max_size=MAX_REQUEST_BYTES)
         app.on_response_prepare.append(add_headers)
         app.on_shutdown.append(self.close)
         for method, path, handler in self.routes():
@@ -273,6 +273,17 @@ class PageServer:
                 return _unknown(task_id)
             self._board.add_event(end)
         return web.json_response({"task_id": task_id})
+
+
+@web.middleware
+async def _end_abandoned(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """End a request whose sender went before its body was here, as that of an upload that was stopped; no error."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        if request.transport is not None:
+            raise
+        return web.Response(status=HTTPStatus.BAD_REQUEST)  # nobody reads it
 
 
 async def _body(request: web.Request) -> bytes:

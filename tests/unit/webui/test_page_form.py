@@ -17,6 +17,7 @@ from acestep_schemas.request import GenerationRequest
 from tests.support.browser import OpenTab
 from tests.support.gateway import FakeResults
 from tests.support.page import MAX_UPLOAD_BYTES, sent, served_page
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -431,7 +432,8 @@ async def test_a_file_that_is_not_taken_says_why_and_another_one_is(tab: OpenTab
         assert len(served.results.stored) == 1
 
 
-async def test_a_request_waits_for_the_end_of_its_upload(tab: OpenTab, monkeypatch: pytest.MonkeyPatch) -> None:
+def hold_uploads(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Make uploads wait in the storage: returns events that one has arrived there, and that they may go on."""
     arrived, may_go_on = asyncio.Event(), asyncio.Event()
     put = FakeResults.put
 
@@ -441,6 +443,11 @@ async def test_a_request_waits_for_the_end_of_its_upload(tab: OpenTab, monkeypat
         return await put(results, address, content)
 
     monkeypatch.setattr(FakeResults, "put", slow)
+    return arrived, may_go_on
+
+
+async def test_a_request_waits_for_the_end_of_its_upload(tab: OpenTab, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, may_go_on = hold_uploads(monkeypatch)
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await page.get_by_label("What to make").select_option("cover")
@@ -453,3 +460,38 @@ async def test_a_request_waits_for_the_end_of_its_upload(tab: OpenTab, monkeypat
         may_go_on.set()
         await expect(page.get_by_text("song.wav is uploaded.")).to_be_visible()
         assert "src_audio_path" in await sent(page, served)
+
+
+async def test_a_file_that_is_too_large_stops_the_upload_of_the_one_before(
+    tab: OpenTab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, may_go_on = hold_uploads(monkeypatch)
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_label("What to make").select_option("cover")
+        await choose(page, "song.wav", b"RIFF")
+        await arrived.wait()
+        await choose(page, "long.wav", bytes(MAX_UPLOAD_BYTES + 1))
+        may_go_on.set()
+        await eventually(lambda: bool(served.results.stored))
+        await expect(page.get_by_text("long.wav was not uploaded: The file is too large.")).to_be_visible()
+        await page.get_by_role("button", name="Make it", exact=True).click()
+        await expect(page.locator("#answer")).to_contain_text("Name the job that the song is from.")
+
+
+async def test_an_upload_neither_delays_nor_changes_a_song_that_is_made_from_a_job_alone(
+    tab: OpenTab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, may_go_on = hold_uploads(monkeypatch)
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_label("What to make").select_option("cover")
+        await choose(page, "song.wav", b"RIFF")
+        await arrived.wait()
+        await page.get_by_label("What to make").select_option("variation")
+        await fill(page, source_task_id="some-job")
+        assert (await sent(page, served))["source_task_id"] == "some-job"
+        may_go_on.set()
+        address = page.locator("[name=src_audio_path]")
+        await expect(address).to_have_value(re.compile("^s3://"))
+        await expect(page.locator("[name=source_task_id]")).to_have_value("some-job")

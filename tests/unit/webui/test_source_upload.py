@@ -102,7 +102,9 @@ async def test_a_storage_that_is_away_or_refuses_is_said(monkeypatch: pytest.Mon
         assert (status, answer["error"]["code"]) == (502, "upload_refused")
 
 
-async def test_one_whose_sender_goes_leaves_nothing(tmp_path: Path) -> None:
+async def test_one_whose_sender_goes_leaves_nothing_and_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with served_page() as served:
         sending = asyncio.create_task(send(served, silence()))
         await eventually(lambda: any(tmp_path.glob("*/*")))
@@ -111,3 +113,4 @@ async def test_one_whose_sender_goes_leaves_nothing(tmp_path: Path) -> None:
         await eventually(lambda: not any(tmp_path.iterdir()))
         assert not served.results.stored
         assert (await send(served, b"sound"))[0] == 201
+    assert not caplog.records

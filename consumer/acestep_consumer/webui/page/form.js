@@ -85,7 +85,8 @@ function readControls() {
 
 /** The song is made from a file that was uploaded, and not from what was named before it. */
 function takeUpload(address) {
-  for (const name of BY_ID) control(name).value = "";
+  // The kind may be another one by now, which takes no file.
+  if (!BY_ID_ALONE.includes(control("kind").value)) for (const name of BY_ID) control(name).value = "";
   control("src_audio_path").value = address;
   orderId = newId();
   mark([]);
@@ -210,8 +211,9 @@ function accept(taskId) {
 function ownProblems(kind) {
   const given = (name) => control(name).value.trim();
   const found = {};
-  const byAddress = !BY_ID_ALONE.includes(kind) && given("src_audio_path");
-  if (kind !== "new" && isUploading()) found.src_audio_path = "answer.uploading";
+  const takesAudio = kind !== "new" && !BY_ID_ALONE.includes(kind);
+  const byAddress = takesAudio && given("src_audio_path");
+  if (takesAudio && isUploading()) found.src_audio_path = "answer.uploading";
   else if (kind !== "new" && !given("source_task_id") && !byAddress) found.source_task_id = "answer.no_source";
   else if (kind !== "new" && given("source_task_id") && byAddress) found.src_audio_path = "answer.two_sources";
   if (!WITHOUT_WORDS.includes(kind) && !given("prompt") && !extra.sample_query) found.prompt = "answer.no_prompt";

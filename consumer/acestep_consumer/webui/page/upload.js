@@ -48,12 +48,17 @@ async function send(file, take) {
   }
 }
 
+function refuse(file) {
+  running?.abort();
+  show(failed(file, { code: "upload_large" }), null);
+}
+
 /** `take(address)`: called with where a file lies that was uploaded. */
 export function startUpload(take) {
   byId("source-file").addEventListener("change", ({ target }) => {
     const [file] = target.files;
     if (!file) dropUpload();
-    else if (file.size > largest) show(failed(file, { code: "upload_large" }), null);
+    else if (file.size > largest) refuse(file);
     else send(file, take);
   });
 }
