@@ -35,7 +35,8 @@ def _run(arguments: argparse.Namespace) -> int:
     match arguments.verb:
         case "up" | "env":
             print(state.up().exports())
-            say('Set the variables with: eval "$(bash infra/dev up)"; stop the servers with: bash infra/dev down')
+            hint = 'set the variables with: eval "$(bash infra/dev up)"; ' if sys.stdout.isatty() else ""
+            say(f"The servers run; {hint}stop them with: bash infra/dev down")
             return 0
         case "down":
             say("Stopped the local servers." if state.down() else "No local servers are running.")

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from acestep_consumer.client.errors import ClientError, NoQueue, QueueFull
 from acestep_consumer.client.uploads import SpooledFile, UploadStore
-from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
 from acestep_consumer.gateway.answers import ApiError, busy
 from acestep_consumer.gateway.broker_session import BrokerSession
 from acestep_consumer.gateway.messages import MessageBuilder, idempotency_key, request_fields
@@ -187,6 +187,10 @@ class Submission:
     async def _store(self, task_id: str, files: Mapping[str, SpooledFile]) -> None:
         try:
             await self._uploads.put(task_id, files)
+        except StorageRefused as error:
+            log.warning("upload not stored", task_id=task_id, reason=str(error))
+            text = "the storage refuses uploads: this server's keys may not write them"
+            raise busy(HTTPStatus.SERVICE_UNAVAILABLE, text, _RETRY_S) from None
         except StorageUnavailable:
             text = "the upload cannot be stored now: the storage does not answer"
             raise busy(HTTPStatus.SERVICE_UNAVAILABLE, text, _RETRY_S) from None

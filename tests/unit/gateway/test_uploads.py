@@ -12,9 +12,10 @@ import aiohttp
 import pytest
 
 from acestep_consumer.client import QueueFull
+from acestep_consumer.domain.errors import StorageRefused
 from acestep_consumer.gateway import uploads
 from acestep_consumer.gateway.messages import song_name
-from tests.support.gateway import AUTHORIZED, KEY, Served, completed, gateway
+from tests.support.gateway import AUTHORIZED, KEY, FakeResults, Served, completed, gateway
 
 
 def form_of(*parts: tuple[str, object, str | None]) -> aiohttp.FormData:
@@ -114,6 +115,14 @@ async def test_an_upload_is_deleted_when_the_queue_is_full_and_refused_while_sto
         assert served.results.stored == {}
         served.results.away = True
         assert (await send(served, *parts))[0] == 503
+
+
+async def test_a_storage_that_refuses_uploads_is_not_said_to_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = StorageRefused("s3://acestep/jobs/uploads/a", "AccessDenied")
+    monkeypatch.setattr(FakeResults, "put", AsyncMock(side_effect=refused))
+    async with gateway() as served:
+        status, answer = await send(served, ("src_audio", b"song", "a.mp3"), ("prompt", "a", None))
+        assert (status, answer["detail"]) == (503, "the storage refuses uploads: this server's keys may not write them")
 
 
 async def test_nothing_of_an_upload_is_left_on_disk(tmp_path: Path) -> None:
