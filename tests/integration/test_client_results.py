@@ -155,8 +155,9 @@ async def test_songs_of_earlier_jobs_are_downloaded_by_a_command_that_resumes_an
     assert json.loads(done.stdout) == {"task_id": event.subject, "songs": [str(folder / name) for name in names]}
     done = await command(event.subject, ACESTEP_S3_ENDPOINT="http://127.0.0.1:1")
     assert (done.returncode, done.stdout) == (4, "")
-    waiting, failed = done.stderr.splitlines()
-    assert waiting == "waiting for the storage (ACESTEP_S3_ENDPOINT) …"
+    *waiting, failed = done.stderr.splitlines()
+    # A program that gets no processor for a while says nothing of a wait.
+    assert waiting in ([], ["waiting for the storage (ACESTEP_S3_ENDPOINT) …"])
     assert failed.startswith("error: download failed: ")
     assert (await command("a.b")).returncode == 2
 
