@@ -462,15 +462,20 @@ async def test_a_request_waits_for_the_end_of_its_upload(tab: OpenTab, monkeypat
         assert "src_audio_path" in await sent(page, served)
 
 
+async def begin_upload(page: Page, arrived: asyncio.Event) -> None:
+    """Choose the source of a cover, and wait until its upload is held."""
+    await page.get_by_label("What to make").select_option("cover")
+    await choose(page, "song.wav", b"RIFF")
+    await arrived.wait()
+
+
 async def test_a_file_that_is_too_large_stops_the_upload_of_the_one_before(
     tab: OpenTab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrived, may_go_on = hold_uploads(monkeypatch)
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
-        await page.get_by_label("What to make").select_option("cover")
-        await choose(page, "song.wav", b"RIFF")
-        await arrived.wait()
+        await begin_upload(page, arrived)
         await choose(page, "long.wav", bytes(MAX_UPLOAD_BYTES + 1))
         may_go_on.set()
         await eventually(lambda: bool(served.results.stored))
@@ -485,9 +490,7 @@ async def test_an_upload_neither_delays_nor_changes_a_song_that_is_made_from_a_j
     arrived, may_go_on = hold_uploads(monkeypatch)
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
-        await page.get_by_label("What to make").select_option("cover")
-        await choose(page, "song.wav", b"RIFF")
-        await arrived.wait()
+        await begin_upload(page, arrived)
         await page.get_by_label("What to make").select_option("variation")
         await fill(page, source_task_id="some-job")
         assert (await sent(page, served))["source_task_id"] == "some-job"
